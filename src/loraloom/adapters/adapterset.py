@@ -1,0 +1,431 @@
+"""The set of adapters on one model: who is there, who acts and with what weight, and who trains."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from loraloom.adapters.functional import Gate
+from loraloom.adapters.initialise import INITIALISERS, site_generator
+from loraloom.adapters.layers import KINDS, Adapted, AdaptedParameters, adapted_class, layer_kind, slot_of
+from loraloom.adapters.layers.base import Signature, Slot, put_slot
+from loraloom.adapters.merging import Merge
+from loraloom.adapters.plan import AttachPlan, plan_attach
+from loraloom.adapters.site import Copied, Site
+from loraloom.adapters.spec import AdapterSpec
+from loraloom.errors import ConfigError, FormatError, one_error, suggest
+
+Route = str | Mapping[str, float] | None
+_FACTOR_ROLES = ("A", "B")
+
+
+class Restore:
+    """What a switch returns: ignore it, or use it in `with` to have the former state back at the end."""
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self._undo = undo
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        self._undo()
+
+
+class AdapterSet:
+    """Every adapter of one model. `attach` makes it; `adapters_of(model)` finds it again.
+
+    Switching, weighting and routing write a few numbers here, however many layers there are: layers read
+    them at their next call. `activate`, `disable` and `route` hold from the call on, or within `with`:
+
+    >>> adapters.activate({"poet": 0.7, "lawyer": 0.3})      # doctest: +SKIP
+    >>> with adapters.disable(): base_output = model(x)       # doctest: +SKIP
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.version = 0
+        self.active: dict[str, float] = {}
+        """Adapter → weight of those that act; change it through `activate` and `set_weight`."""
+        self.routes: tuple[Mapping[str, float], ...] | None = None
+        self.head: str | None = None
+        self.fused = True
+        """False computes every linear layer in the plain way (for per-sample gradients, or to compare)."""
+        self._plans: dict[str, AttachPlan] = {}
+        self._specs: dict[str, AdapterSpec] = {}
+        self._slots: dict[str, Slot] = {}
+        self._gates: dict[Any, Gate] = {}
+        self._training: bool | None = None
+        self._merge: Merge | None = None
+        self._before_merge: tuple[Any, Any, Any] = ({}, None, None)
+        self._required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
+        self._bypassing: list[tuple[nn.Module, Any]] = []
+        model.requires_grad_(False)
+
+    # -- adding and removing ------------------------------------------------------------------------
+
+    @property
+    def names(self) -> list[str]:
+        """The adapters, in the order they were added."""
+        return list(self._plans)
+
+    def spec(self, name: str) -> AdapterSpec:
+        """The settings an adapter was made with."""
+        return self._specs[self._known(name)]
+
+    def plan(self, name: str) -> AttachPlan:
+        """The sites and copies of an adapter."""
+        return self._plans[self._known(name)]
+
+    def add(self, name: str, spec: AdapterSpec | None = None, **settings: Any) -> AttachPlan:
+        """Add an adapter beside the others and make it the one that acts and trains.
+
+        Raises ConfigError for a name that is taken or cannot be one, TargetError where it does not fit.
+        """
+        if not name or not name.replace("-", "_").isidentifier():
+            raise ConfigError(f"{name!r} cannot be the name of an adapter: use letters, digits, '_' and '-'")
+        if name in self._plans:
+            raise ConfigError(f"an adapter named {name!r} is already attached; delete it first")
+        self._refuse_if_merged("add an adapter")
+        spec = spec or AdapterSpec.of(**settings)
+        plan = plan_attach(self.model, spec)
+        for sentence in plan.warnings:
+            warnings.warn(sentence, stacklevel=3)
+        self._plans[name], self._specs[name] = plan, spec
+        for site in plan.sites:
+            self._place_site(name, site, spec)
+        for copied in plan.copies:
+            self._place_copies(name, copied)
+        self._block_shortcuts()
+        self.activate(name)
+        self.set_trainable(name)
+        return plan
+
+    def delete(self, name: str) -> None:
+        """Remove an adapter and free its tensors."""
+        self._refuse_if_merged("delete an adapter")
+        self._known(name)
+        for path, slot in list(self._slots.items()):
+            slot.forget(name)
+            if slot.empty:
+                self._give_back_class(path, slot)
+        del self._plans[name], self._specs[name]
+        self.routes = None
+        self.active.pop(name, None)
+        self._changed()
+
+    def detach(self) -> nn.Module:
+        """Take every adapter off: the model is what it was before `attach`, and is returned."""
+        if self._merge is not None:
+            self.unmerge()
+        for name in self.names:
+            self.delete(name)
+        for module, value in self._bypassing:
+            cast(Any, module).activation_relu_or_gelu = value
+        self._bypassing.clear()
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(name in self._required_grad)
+        return self.model
+
+    def _slot(self, path: str, mixin: type[Adapted]) -> Slot:
+        slot = self._slots.get(path)
+        if slot is None:
+            module = self.model.get_submodule(path)
+            slot = self._slots[path] = Slot(module, self)
+            put_slot(module, slot)
+            module.__class__ = adapted_class(mixin, slot.base_class)
+        return slot
+
+    def _give_back_class(self, path: str, slot: Slot) -> None:
+        slot.module.__class__ = slot.base_class
+        put_slot(slot.module, None)
+        del self._slots[path]
+
+    def _place_site(self, name: str, site: Site, spec: AdapterSpec) -> None:
+        mixin = AdaptedParameters if site.substituted else cast("type[Adapted]", KINDS[site.kind])
+        slot = self._slot(site.module, mixin)
+        slot.sites.setdefault(name, {})[site.parameter] = site
+        if site.shares is not None:
+            slot.owners[name] = self.model.get_submodule(site.shares)
+        else:
+            a, b = INITIALISERS[spec.init](
+                site.shape_a, site.shape_b, KINDS[site.kind].lookup, site_generator(spec.seed, site.path)
+            )
+            device = slot.module.get_parameter(site.parameter).device
+            for role, factor in zip(_FACTOR_ROLES, (a, b), strict=True):
+                registered = slot.parameter(role, name, site.parameter)
+                slot.module.register_parameter(registered, nn.Parameter(factor.to(device, spec.dtype)))
+        slot.changed()
+
+    def _place_copies(self, name: str, copied: Copied) -> None:
+        module = self.model.get_submodule(copied.module)
+        mixin = next((c for c in type(module).__mro__ if issubclass(c, Adapted)), None)
+        kind = None if copied.role == "head" else _additive_kind(module)
+        slot = self._slot(copied.module, mixin or kind or AdaptedParameters)
+        for parameter in copied.parameters:
+            slot.copies.setdefault(name, {})[parameter] = copied.role
+            base = module.get_parameter(parameter)
+            dtype = torch.promote_types(base.dtype, self.spec(name).dtype)
+            own = nn.Parameter(base.detach().to(dtype, copy=True))
+            module.register_parameter(slot.parameter("copy", name, parameter), own)
+        slot.changed()
+
+    def _block_shortcuts(self) -> None:
+        """nn.TransformerEncoderLayer has a fast path that reads its children's weights without calling them;
+        it is switched off, for adapters in those children would silently not act."""
+        for module in self.model.modules():
+            takes_it = isinstance(module, nn.TransformerEncoderLayer) and module.activation_relu_or_gelu
+            if takes_it and any(slot_of(child) is not None for child in module.modules()):
+                self._bypassing.append((module, cast(Any, module).activation_relu_or_gelu))
+                cast(Any, module).activation_relu_or_gelu = 0
+
+    # -- who acts -----------------------------------------------------------------------------------
+
+    def activate(self, which: str | Mapping[str, float], *, head: str | None = None) -> Restore:
+        """Let one adapter act, or a weighted mix of several; the others rest.
+
+        `head` names the adapter whose head is used where several have one. Raises ConfigError for an unknown
+        adapter, a weight that is not finite, or heads to choose from and none chosen.
+        """
+        weights = {which: 1.0} if isinstance(which, str) else {name: float(w) for name, w in which.items()}
+        for name, weight in weights.items():
+            self._known(name)
+            if not math.isfinite(weight):
+                raise ConfigError(f"the weight of adapter {name!r} is {weight}: it must be finite")
+        self._refuse_if_merged("switch adapters")
+        self._check_heads(list(weights), head)
+        undo = self._undo()
+        self.active, self.routes, self.head = weights, None, head
+        self._changed()
+        return undo
+
+    def disable(self) -> Restore:
+        """Let no adapter act: the model computes what its base computes."""
+        return self.activate({})
+
+    def set_weight(self, name: str, weight: float) -> None:
+        """Turn the weight of one adapter, which joins the mix if it was not in it."""
+        self.activate({**self.active, self._known(name): weight}, head=self.head)
+
+    def route(self, routes: Sequence[Route]) -> Restore:
+        """Give every sample of the batch its own adapter, mix, or None for the base; one entry per row.
+
+        Layers expect the batch along their first dimension and raise ValueError for another number of rows.
+        """
+        mixes: list[Mapping[str, float]] = []
+        for route in routes:
+            mix = {} if route is None else {route: 1.0} if isinstance(route, str) else dict(route)
+            for name in mix:
+                self._known(name)
+            self._check_heads(list(mix), None)
+            mixes.append(mix)
+        self._refuse_if_merged("route samples")
+        undo = self._undo()
+        self.routes = tuple(mixes)
+        self._changed()
+        return undo
+
+    def gate(self, signature: Signature, device: torch.device) -> Gate:
+        """weight × scale along the stacked rank axis (ΣR), one row per sample when routed; one for all layers alike."""
+        key = (signature, device)
+        gate = self._gates.get(key)
+        if gate is None:
+            gate = self._gates[key] = self._make_gate(signature, device)
+        return gate
+
+    def _make_gate(self, signature: Signature, device: torch.device) -> Gate:
+        if self.routes is None:
+            if len(signature) == 1:
+                name, _, scale = signature[0]
+                return float(self.active[name] * scale)
+            row = [self.active[name] * scale for name, rank, scale in signature for _ in range(rank)]
+            return torch.tensor(row, device=device)
+        rows = [
+            [route.get(name, 0.0) * scale for name, rank, scale in signature for _ in range(rank)]
+            for route in self.routes
+        ]
+        return torch.tensor(rows, device=device)
+
+    def _undo(self) -> Restore:
+        former = (self.active, self.routes, self.head)
+
+        def back() -> None:
+            self.active, self.routes, self.head = former
+            self._changed()
+
+        return Restore(back)
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._gates = {}
+
+    def _check_heads(self, names: list[str], head: str | None) -> None:
+        """Heads are not mixed: where several acting adapters have one of the same module, one must be chosen."""
+        if head is not None and head not in names:
+            raise ConfigError(f"head={head!r} is not one of the acting adapters ({', '.join(names)})")
+        owners: dict[str, str] = {}
+        for name in names if head is None else []:
+            for copied in self._plans[name].copies:
+                if copied.role == "head" and owners.setdefault(copied.module, name) != name:
+                    raise ConfigError(
+                        f"adapters {owners[copied.module]!r} and {name!r} each have a head {copied.module!r}, and heads "
+                        f"are not mixed: choose with activate(…, head={name!r})"
+                    )
+
+    # -- training -----------------------------------------------------------------------------------
+
+    def set_trainable(self, *names: str) -> None:
+        """Let these adapters' parameters, and no others of the model, receive gradients."""
+        wanted = {id(parameter) for name in names for parameter in self.parameters(name)}
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(id(parameter) in wanted)
+
+    def training_mode(self, on: bool | None) -> None:
+        """Switch adapter dropout on or off by itself; None lets each layer's own `training` decide."""
+        self._training = on
+        self._changed()
+
+    def drops(self, module: nn.Module) -> bool:
+        return module.training if self._training is None else self._training
+
+    def dropout(self, name: str) -> float:
+        return self._specs[name].dropout
+
+    def parameters(self, *names: str) -> Iterator[nn.Parameter]:
+        """The parameters of these adapters, or of all."""
+        for name in names or self.names:
+            for _, parameter in self.named_parameters(name):
+                yield parameter
+
+    def named_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
+        """(path|role, parameter) of one adapter; role is "A", "B", "bias" or "head"."""
+        for key, _, parameter in self._entries(self._known(name)):
+            yield key, parameter
+
+    def parameters_by_role(self, name: str) -> dict[str, list[nn.Parameter]]:
+        """The parameters of one adapter as {"A": …, "B": …, "bias": …, "head": …}, for separate learning rates."""
+        roles: dict[str, list[nn.Parameter]] = {"A": [], "B": [], "bias": [], "head": []}
+        for _, role, parameter in self._entries(self._known(name)):
+            roles[role].append(parameter)
+        return roles
+
+    def num_parameters(self, name: str) -> int:
+        """How many numbers of an adapter train."""
+        return self.plan(name).size
+
+    def _entries(self, name: str) -> Iterator[tuple[str, str, nn.Parameter]]:
+        plan = self._plans[name]
+        for site in plan.sites:
+            if site.shares is None:
+                slot = self._slots[site.module]
+                for role in _FACTOR_ROLES:
+                    parameter = slot.module._parameters[slot.parameter(role, name, site.parameter)]
+                    yield f"{site.path}|{role}", role, cast(nn.Parameter, parameter)
+        for copied in plan.copies:
+            for path, inner in zip(copied.paths, copied.parameters, strict=True):
+                yield f"{path}|{copied.role}", copied.role, self._slots[copied.module].copy(name, inner)
+
+    # -- tensors ------------------------------------------------------------------------------------
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """All tensors of one adapter by "<path>|<role>", detached but not copied."""
+        return {key: parameter.detach() for key, parameter in self.named_parameters(name)}
+
+    def load_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Fill an adapter with tensors as `tensors` gives them; nothing changes unless all of them fit.
+
+        Raises FormatError that names every tensor that is missing, left over, misshapen or not finite.
+        """
+        own = dict(self.named_parameters(name))
+        faults = tensor_faults({key: tuple(parameter.shape) for key, parameter in own.items()}, tensors)
+        if faults:
+            raise one_error(FormatError, f"the tensors do not fit adapter {name!r}", faults)
+        with torch.no_grad():
+            for key, parameter in own.items():
+                parameter.copy_(tensors[key])
+
+    def delta(self, name: str, path: str) -> Tensor:
+        """ΔW of an adapter at a site, in the base weight's shape; float32, or float64 over a float64 base."""
+        site = next((site for site in self.plan(name).sites if site.path == path), None)
+        if site is None:
+            known = [site.path for site in self.plan(name).sites]
+            raise ConfigError(f"adapter {name!r} has no site {path!r}{suggest(path, known)}")
+        return self.site_delta(name, site)
+
+    def site_delta(self, name: str, site: Site) -> Tensor:
+        """ΔW at one of an adapter's sites; see `delta`."""
+        slot = self._slots[site.module]
+        base = slot.module.get_parameter(site.parameter)
+        dtype = torch.promote_types(base.dtype, torch.float32) if base.is_floating_point() else torch.float32
+        a, b = (factor.detach().to(dtype) for factor in slot.factors(name, site.parameter))
+        owner = slot.module.get_submodule(site.parameter.rpartition(".")[0])
+        return KINDS[site.kind].delta(a, b, owner, site.shape) * site.scale
+
+    # -- merging ------------------------------------------------------------------------------------
+
+    @property
+    def merged(self) -> Mapping[str, float]:
+        """Adapter → weight of what is folded into the base now."""
+        return {} if self._merge is None else self._merge.weights
+
+    def merge(self, which: str | Mapping[str, float] | None = None) -> None:
+        """Fold adapters into the base weights (None: those that act, as weighted); layers then run as the base.
+
+        A second call with the same adapters does nothing. Raises ConfigError where a site cannot be merged, and
+        then nothing is changed.
+        """
+        weights = self.active if which is None else {which: 1.0} if isinstance(which, str) else dict(which)
+        if self._merge is not None:
+            if self._merge.weights == weights:
+                return
+            self._refuse_if_merged("merge other adapters")
+        merge = Merge.of(self, dict(weights), self._slots)
+        former = (self.active, self.routes, self.head)
+        merge.apply()
+        self._merge, self._before_merge = merge, former
+        self.active, self.routes, self.head = {}, None, None
+        self._changed()
+
+    def unmerge(self) -> None:
+        """Take merged adapters out again: every bit of the base is back, and the adapters act as before."""
+        if self._merge is None:
+            return
+        self._merge.undo()
+        self._merge = None
+        self.active, self.routes, self.head = self._before_merge
+        self._changed()
+
+    def _refuse_if_merged(self, what: str) -> None:
+        if self._merge is not None:
+            raise ConfigError(f"cannot {what} while {', '.join(self._merge.weights)} is merged: call unmerge() first")
+
+    def _known(self, name: str) -> str:
+        if name not in self._plans:
+            have = f"there are {', '.join(self._plans)}" if self._plans else "there is none"
+            raise ConfigError(f"no adapter named {name!r} is attached ({have}){suggest(name, self._plans)}")
+        return name
+
+
+def _additive_kind(module: nn.Module) -> type[Adapted] | None:
+    """The class that lets a layer carry a bias of its own beside updates of other adapters."""
+    from_kind = {kind: KINDS[kind] for kind in ("linear", "conv1d", "conv2d", "conv3d", "conv1d-transposed")}
+    kind = layer_kind(module)
+    return cast("type[Adapted] | None", from_kind.get(kind or ""))
+
+
+def tensor_faults(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> list[str]:
+    """One sentence per tensor that is missing, left over, misshapen or not finite."""
+    faults = [f"missing tensor {key!r} of shape {tuple(shape)}" for key, shape in expected.items() if key not in found]
+    for key, tensor in found.items():
+        if key not in expected:
+            faults.append(f"tensor {key!r} of shape {tuple(tensor.shape)} belongs to nothing{suggest(key, expected)}")
+        elif tuple(tensor.shape) != tuple(expected[key]):
+            faults.append(f"tensor {key!r} has shape {tuple(tensor.shape)}, expected {tuple(expected[key])}")
+        elif not torch.isfinite(tensor).all():
+            faults.append(f"tensor {key!r} holds values that are not finite")
+    return faults

@@ -1,0 +1,125 @@
+"""The low-rank update of a linear layer: one fused autograd function, and its plain twin.
+
+y = x Wᵀ + b + ((x Aᵀ) · gate) Bᵀ                                    (Hu et al. 2021, arXiv 2106.09685, eq. 3)
+
+x (…, D), W (O, D), b (O), A (R, D), B (O, R), y (…, O). `gate` carries weight × scale: a number, a vector
+(R) when several adapters are stacked along R, or (B, R) when every sample of the batch has its own mix.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+Gate = float | Tensor
+
+
+def gated(h: Tensor, gate: Gate) -> Tensor:
+    """h (B, …, R) times the gate: a number, (R), or (B, R) with one row per sample."""
+    if isinstance(gate, float):
+        return h * gate
+    return h * expand_gate(gate, h)
+
+
+def expand_gate(gate: Tensor, h: Tensor) -> Tensor:
+    """A gate (R) or (B, R) as a tensor that broadcasts over h (B, …, R), in h's dtype."""
+    gate = gate.to(h.dtype)
+    if gate.dim() == 1:
+        return gate
+    if gate.shape[0] != h.shape[0]:
+        raise ValueError(f"{gate.shape[0]} samples are routed, but a layer got {h.shape[0]} rows (dimension 0)")
+    return gate.view(gate.shape[0], *[1] * (h.dim() - 2), gate.shape[1])
+
+
+def plain_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Gate) -> Tensor:
+    """The readable truth that `fused_linear` is held to; also serves torch.compile and torch.func."""
+    h = gated(F.linear(x, a.to(x.dtype)), gate)
+    return F.linear(x, weight, bias) + F.linear(h, b.to(x.dtype))
+
+
+def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Gate) -> Tensor:
+    """The same as `plain_linear` with no temporary of the size of x or y; weight (O, D) is frozen.
+
+    Factors may be in another dtype than x: they are cast inside, and their gradients come back in their own.
+    """
+    dtype = compute_dtype(x)
+    if not torch.is_grad_enabled():
+        return _forward(x.to(dtype), weight.to(dtype), _to(bias, dtype), a.to(dtype), b.to(dtype), gate)[0]
+    out: Tensor = _FusedLinear.apply(x, weight, bias, a, b, gate, dtype)
+    return out
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """What a matrix product of x runs in: autocast's dtype where autocast is on, otherwise x's own."""
+    device = x.device.type
+    if torch.is_autocast_enabled(device) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(device)
+    return x.dtype
+
+
+def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
+
+
+def _forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Gate
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, the rows of x (N, D), and their gated projections h (N, R); all of one dtype."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = F.linear(rows, weight, bias)
+    h = rows @ a.t()
+    if isinstance(gate, float):
+        h.mul_(gate)
+    else:
+        h.view(*x.shape[:-1], -1).mul_(expand_gate(gate, x))
+    y.addmm_(h, b.t())
+    return y.view(*x.shape[:-1], -1), rows, h
+
+
+class _FusedLinear(torch.autograd.Function):
+    """Saves the rows of x, which the layer before keeps anyway, and h (N, R)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        gate: Gate,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        weight_c, a_c, b_c = weight.to(dtype), a.to(dtype), b.to(dtype)
+        y, rows, h = _forward(x.to(dtype), weight_c, _to(bias, dtype), a_c, b_c, gate)
+        # Under autocast the frozen weight is saved as it is and cast again going back: a cast copy would live on.
+        ctx.save_for_backward(rows, h, weight, a_c, b_c, gate if isinstance(gate, Tensor) else None)
+        ctx.gate = gate if isinstance(gate, float) else None
+        ctx.input = (x.shape, x.dtype)
+        ctx.dtypes = (a.dtype, b.dtype, None if bias is None else bias.dtype)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        rows, h, weight, a, b, gate = ctx.saved_tensors
+        shape, dtype = ctx.input
+        type_a, type_b, type_bias = ctx.dtypes
+        dy = dy.reshape(-1, dy.shape[-1]).to(rows.dtype)
+        dh = dy @ b
+        if gate is None:
+            dh.mul_(ctx.gate)
+        else:
+            dh.view(*shape[:-1], -1).mul_(expand_gate(gate, dh.view(*shape[:-1], -1)))
+        dx = dbias = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy @ weight.to(rows.dtype)).addmm_(dh, a).view(shape).to(dtype)
+        if ctx.needs_input_grad[2]:
+            dbias = dy.sum(0, dtype=type_bias)
+        da = (dh.t() @ rows).to(type_a) if ctx.needs_input_grad[3] else None
+        db = (dy.t() @ h).to(type_b) if ctx.needs_input_grad[4] else None
+        return dx, None, dbias, da, db, None, None

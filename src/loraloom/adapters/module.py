@@ -1,0 +1,82 @@
+"""The short ways in: `attach`, `adapters_of`, and `LoRA`, the module of one line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from loraloom.adapters.adapterset import AdapterSet
+from loraloom.adapters.layers import slot_of
+from loraloom.adapters.spec import AdapterSpec
+
+
+def attach(model: nn.Module, spec: AdapterSpec | None = None, *, name: str = "default", **settings: Any) -> AdapterSet:
+    """Freeze a model and attach an adapter to it; return the handle of all its adapters.
+
+    The settings are those of `AdapterSpec`, written as is convenient: `targets="query"` or a list, `layers`
+    a number, list, range or "4-7". On a model that already has adapters, one more is added. The model itself
+    is changed in place: call it as before, and train `adapters.parameters()`.
+
+    Raises ConfigError for a setting out of range, TargetError for a pattern that matches nothing; the model is
+    then as it was.
+
+    >>> adapters = attach(nn.Sequential(nn.Linear(4, 4)), rank=2)
+    >>> adapters.num_parameters("default")
+    16
+    """
+    spec = spec or AdapterSpec.of(**settings)
+    existing = adapters_of(model)
+    if existing is not None:
+        existing.add(name, spec)
+        return existing
+    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    adapters = AdapterSet(model)
+    try:
+        adapters.add(name, spec)
+    except BaseException:
+        for parameter in required:
+            parameter.requires_grad_(True)
+        raise
+    return adapters
+
+
+def adapters_of(model: nn.Module) -> AdapterSet | None:
+    """The adapters of a model, or of one of its copies; None where there are none."""
+    for module in model.modules():
+        slot = slot_of(module)
+        if slot is not None:
+            return cast(AdapterSet, slot.mixture)
+    return None
+
+
+class LoRA(nn.Module):
+    """A model with a low-rank adapter, in one line: `model = LoRA(model, rank=4)`.
+
+    The base is frozen and untouched (its parameters receive no gradient, so any optimiser passes them over);
+    `state_dict()` holds the adapter alone, and calling it calls the model. Settings are those of `attach`.
+
+    >>> net = LoRA(nn.Sequential(nn.Linear(4, 4)), rank=2)
+    >>> sorted(net.state_dict())
+    ['0|A', '0|B']
+    """
+
+    def __init__(self, model: nn.Module, rank: int = 4, *, name: str = "default", **settings: Any) -> None:
+        super().__init__()
+        self.adapters = attach(model, name=name, rank=rank, **settings)
+        self.model = model
+        self.adapter_name = name
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.model(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The adapter's tensors by "<path>|<role>"; the base is not in it."""
+        return {key: tensor.clone() for key, tensor in self.adapters.tensors(self.adapter_name).items()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take back what `state_dict` gave. Raises FormatError where it does not fit."""
+        self.adapters.load_tensors(self.adapter_name, cast("Mapping[str, Tensor]", state_dict))
+        return torch.nn.modules.module._IncompatibleKeys([], [])
