@@ -19,9 +19,7 @@ NAMES = ["negative", "positive", "mixed"]
 @pytest.fixture
 def named():
     """A dataset whose labels are class numbers with names."""
-    features = datasets.Features(
-        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=NAMES)}
-    )
+    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=NAMES)})
     return datasets.Dataset.from_dict(COLUMNS, features=features)
 
 

@@ -22,6 +22,10 @@ from loraloom.errors import ConfigError, FormatError, one_error, suggest
 
 Route = str | Mapping[str, float] | None
 _FACTOR_ROLES = ("A", "B")
+_SHORTCUTS = (
+    (nn.TransformerEncoderLayer, "activation_relu_or_gelu"),
+    (nn.TransformerEncoder, "use_nested_tensor"),
+)
 
 
 class Restore:
@@ -64,7 +68,7 @@ class AdapterSet:
         self._merge: Merge | None = None
         self._before_merge: tuple[Any, Any, Any] = ({}, None, None)
         self._required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
-        self._bypassing: list[tuple[nn.Module, Any]] = []
+        self._bypassing: list[tuple[nn.Module, str, Any]] = []
         model.requires_grad_(False)
 
     # -- adding and removing ------------------------------------------------------------------------
@@ -82,9 +86,12 @@ class AdapterSet:
         """The sites and copies of an adapter."""
         return self._plans[self._known(name)]
 
-    def add(self, name: str, spec: AdapterSpec | None = None, **settings: Any) -> AttachPlan:
+    def add(
+        self, name: str, spec: AdapterSpec | None = None, *, plan: AttachPlan | None = None, **settings: Any
+    ) -> AttachPlan:
         """Add an adapter beside the others and make it the one that acts and trains.
 
+        `plan` is applied as it is, where the sites are known already (from a file), instead of planning anew.
         Raises ConfigError for a name that is taken or cannot be one, TargetError where it does not fit.
         """
         if not name or not name.replace("-", "_").isidentifier():
@@ -93,7 +100,7 @@ class AdapterSet:
             raise ConfigError(f"an adapter named {name!r} is already attached; delete it first")
         self._refuse_if_merged("add an adapter")
         spec = spec or AdapterSpec.of(**settings)
-        plan = plan_attach(self.model, spec)
+        plan = plan or plan_attach(self.model, spec)
         for sentence in plan.warnings:
             warnings.warn(sentence, stacklevel=3)
         self._plans[name], self._specs[name] = plan, spec
@@ -116,7 +123,8 @@ class AdapterSet:
                 self._give_back_class(path, slot)
         del self._plans[name], self._specs[name]
         self.routes = None
-        self.active.pop(name, None)
+        self.active = {other: weight for other, weight in self.active.items() if other != name}
+        self.head = None if self.head == name else self.head
         self._changed()
 
     def detach(self) -> nn.Module:
@@ -125,8 +133,8 @@ class AdapterSet:
             self.unmerge()
         for name in self.names:
             self.delete(name)
-        for module, value in self._bypassing:
-            cast(Any, module).activation_relu_or_gelu = value
+        for module, switch, value in self._bypassing:
+            setattr(module, switch, value)
         self._bypassing.clear()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._required_grad)
@@ -177,12 +185,14 @@ class AdapterSet:
 
     def _block_shortcuts(self) -> None:
         """nn.TransformerEncoderLayer has a fast path that reads its children's weights without calling them;
-        it is switched off, for adapters in those children would silently not act."""
+        it is switched off, for adapters in those children would silently not act. So are the nested tensors that
+        nn.TransformerEncoder makes for that path alone."""
         for module in self.model.modules():
-            takes_it = isinstance(module, nn.TransformerEncoderLayer) and module.activation_relu_or_gelu
-            if takes_it and any(slot_of(child) is not None for child in module.modules()):
-                self._bypassing.append((module, cast(Any, module).activation_relu_or_gelu))
-                cast(Any, module).activation_relu_or_gelu = 0
+            switch = next((switch for cls, switch in _SHORTCUTS if isinstance(module, cls)), None)
+            value = getattr(module, switch, None) if switch else None
+            if switch and value and any(slot_of(child) is not None for child in module.modules()):
+                self._bypassing.append((module, switch, value))
+                setattr(module, switch, type(value)(0))
 
     # -- who acts -----------------------------------------------------------------------------------
 
@@ -193,12 +203,8 @@ class AdapterSet:
         adapter, a weight that is not finite, or heads to choose from and none chosen.
         """
         weights = {which: 1.0} if isinstance(which, str) else {name: float(w) for name, w in which.items()}
-        for name, weight in weights.items():
-            self._known(name)
-            if not math.isfinite(weight):
-                raise ConfigError(f"the weight of adapter {name!r} is {weight}: it must be finite")
+        self._check_mix(weights, head)
         self._refuse_if_merged("switch adapters")
-        self._check_heads(list(weights), head)
         undo = self._undo()
         self.active, self.routes, self.head = weights, None, head
         self._changed()
@@ -220,9 +226,7 @@ class AdapterSet:
         mixes: list[Mapping[str, float]] = []
         for route in routes:
             mix = {} if route is None else {route: 1.0} if isinstance(route, str) else dict(route)
-            for name in mix:
-                self._known(name)
-            self._check_heads(list(mix), None)
+            self._check_mix(mix, None)
             mixes.append(mix)
         self._refuse_if_merged("route samples")
         undo = self._undo()
@@ -230,32 +234,36 @@ class AdapterSet:
         self._changed()
         return undo
 
-    def gate(self, signature: Signature, device: torch.device) -> Gate:
+    def gate(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> Gate:
         """weight × scale along the stacked rank axis (ΣR), one row per sample when routed; one for all layers alike."""
-        key = (signature, device)
+        key = (signature, device, dtype)
         gate = self._gates.get(key)
         if gate is None:
-            gate = self._gates[key] = self._make_gate(signature, device)
+            with torch.inference_mode(False):  # one made while evaluating must serve in training too
+                gate = self._gates[key] = self._make_gate(signature, device, dtype)
         return gate
 
-    def _make_gate(self, signature: Signature, device: torch.device) -> Gate:
+    def _make_gate(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> Gate:
         if self.routes is None:
             if len(signature) == 1:
                 name, _, scale = signature[0]
                 return float(self.active[name] * scale)
             row = [self.active[name] * scale for name, rank, scale in signature for _ in range(rank)]
-            return torch.tensor(row, device=device)
+            return torch.tensor(row, device=device, dtype=dtype)
         rows = [
             [route.get(name, 0.0) * scale for name, rank, scale in signature for _ in range(rank)]
             for route in self.routes
         ]
-        return torch.tensor(rows, device=device)
+        return torch.tensor(rows, device=device, dtype=dtype)
 
     def _undo(self) -> Restore:
         former = (self.active, self.routes, self.head)
 
         def back() -> None:
-            self.active, self.routes, self.head = former
+            if self._merge is None:
+                self.active, self.routes, self.head = former
+            else:  # what is folded in must not act twice
+                self._before_merge = former
             self._changed()
 
         return Restore(back)
@@ -263,6 +271,13 @@ class AdapterSet:
     def _changed(self) -> None:
         self.version += 1
         self._gates = {}
+
+    def _check_mix(self, weights: Mapping[str, float], head: str | None) -> None:
+        for name, weight in weights.items():
+            self._known(name)
+            if not math.isfinite(weight):
+                raise ConfigError(f"the weight of adapter {name!r} is {weight}: it must be finite")
+        self._check_heads(list(weights), head)
 
     def _check_heads(self, names: list[str], head: str | None) -> None:
         """Heads are not mixed: where several acting adapters have one of the same module, one must be chosen."""
@@ -273,8 +288,8 @@ class AdapterSet:
             for copied in self._plans[name].copies:
                 if copied.role == "head" and owners.setdefault(copied.module, name) != name:
                     raise ConfigError(
-                        f"adapters {owners[copied.module]!r} and {name!r} each have a head {copied.module!r}, and heads "
-                        f"are not mixed: choose with activate(…, head={name!r})"
+                        f"adapters {owners[copied.module]!r} and {name!r} each have a head {copied.module!r}, and "
+                        f"heads are not mixed: choose with activate(…, head={name!r})"
                     )
 
     # -- training -----------------------------------------------------------------------------------
@@ -376,14 +391,17 @@ class AdapterSet:
     def merge(self, which: str | Mapping[str, float] | None = None) -> None:
         """Fold adapters into the base weights (None: those that act, as weighted); layers then run as the base.
 
-        A second call with the same adapters does nothing. Raises ConfigError where a site cannot be merged, and
-        then nothing is changed.
+        A second call with the same adapters does nothing. Raises ConfigError where a site cannot be merged, or
+        where samples are routed and no adapter is named, and then nothing is changed.
         """
+        if which is None and self.routes is not None:
+            raise ConfigError("samples are routed to adapters of their own: name the adapters to merge")
         weights = self.active if which is None else {which: 1.0} if isinstance(which, str) else dict(which)
         if self._merge is not None:
-            if self._merge.weights == weights:
+            if which is None or self._merge.weights == weights:
                 return
             self._refuse_if_merged("merge other adapters")
+        self._check_mix(weights, self.head if self.head in weights else None)
         merge = Merge.of(self, dict(weights), self._slots)
         former = (self.active, self.routes, self.head)
         merge.apply()

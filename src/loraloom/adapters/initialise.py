@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 Shape = tuple[int, ...]
+_CPU = torch.device("cpu")  # where the seeded stream is, whatever device torch was told to prefer
 Initialiser = Callable[[Shape, Shape, bool, torch.Generator], tuple[Tensor, Tensor]]
 
 
@@ -23,9 +24,10 @@ def kaiming(shape_a: Shape, shape_b: Shape, lookup: bool, generator: torch.Gener
     An embedding looks columns of A up instead of multiplying by them, so there A starts at zero and B random.
     """
     if lookup:
-        return torch.zeros(shape_a), torch.randn(shape_b, generator=generator)
+        return torch.zeros(shape_a, device=_CPU), torch.randn(shape_b, generator=generator, device=_CPU)
     bound = 1 / math.sqrt(math.prod(shape_a[1:]))
-    return torch.empty(shape_a).uniform_(-bound, bound, generator=generator), torch.zeros(shape_b)
+    a = torch.empty(shape_a, device=_CPU).uniform_(-bound, bound, generator=generator)
+    return a, torch.zeros(shape_b, device=_CPU)
 
 
 INITIALISERS: dict[str, Initialiser] = {"kaiming": kaiming}

@@ -85,7 +85,7 @@ def _merged_copy(
     chosen = adapters.head if adapters.head in owners else next(iter(owners))
     if slot.copies[chosen][parameter] == "head" or owners == {chosen: 1.0}:
         return slot.copy(chosen, parameter).detach()
-    mixed = base.detach().float()
+    mixed = base.detach().to(torch.promote_types(base.dtype, torch.float32))
     for name, weight in owners.items():
         mixed = mixed + weight * (slot.copy(name, parameter).detach() - base.detach())
     return mixed

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from loraloom.adapters.layers import KINDS, layer_kind, parameter_kind, slot_of
+from loraloom.adapters.layers import KINDS, AdaptedParameters, Additive, layer_kind, parameter_kind, slot_of
 from loraloom.adapters.site import Copied, Site
 from loraloom.adapters.spec import ALL_LINEAR, AdapterSpec
 from loraloom.adapters.targets import (
@@ -87,7 +87,8 @@ class _Planner:
 
     def plan(self) -> AttachPlan:
         heads = self._heads()
-        sites = self._with_shared(self._layer_sites(heads) + self._parameter_sites(heads))
+        layer_sites = self._layer_sites(heads)
+        sites = self._with_shared(layer_sites + self._parameter_sites(heads, layer_sites))
         self._check_unused()
         if not sites and not heads and not self.faults:
             self.faults.append(self._nothing())
@@ -108,8 +109,10 @@ class _Planner:
             names = base_parameters(module)
             if not names:
                 self.faults.append(f"heads: {path!r} has no parameters to train")
-            elif layer_kind(module) is not None and (slot := slot_of(module)) is not None and slot.sites:
-                self.faults.append(f"heads: {path!r} already carries the update of another adapter")
+            elif isinstance(module, Additive):
+                self.faults.append(f"heads: {path!r} already carries an update or a bias of another adapter")
+            elif self._run_by(path, "")[0] != path:
+                self.faults.append(f"heads: {path!r} is never called; name the attention that it is a part of")
             else:
                 found.append(_copied(path, names, "head", pattern))
         return found
@@ -120,11 +123,12 @@ class _Planner:
         adapted = {site.module for site in sites if not site.shares}
         found = []
         for path, module in self.first_paths.items():
-            name = "in_proj_bias" if isinstance(module, nn.MultiheadAttention) else "bias"
-            bias = module._parameters.get(name)
-            if bias is None or _inside(path, heads) or (self.spec.bias == "adapted" and path not in adapted):
+            bias_name = "in_proj_bias" if isinstance(module, nn.MultiheadAttention) else "bias"
+            bias = module._parameters.get(bias_name)
+            host, name = self._run_by(path, bias_name)
+            if bias is None or _inside(path, heads) or (self.spec.bias == "adapted" and host not in adapted):
                 continue
-            found.append(_copied(path, {name: bias}, "bias", "bias"))
+            found.append(_copied(host, {name: bias}, "bias", "bias"))
         return found
 
     # -- sites --------------------------------------------------------------------------------------
@@ -169,7 +173,10 @@ class _Planner:
     def _sites_of(self, path: str, module: nn.Module, pattern: str) -> list[Site]:
         if isinstance(module, nn.MultiheadAttention):
             names = ("in_proj_weight",) if module._qkv_same_embed_dim else _SEPARATE
-            return [self._site(path, module, name, "matrix", pattern, True) for name in (*names, "out_proj.weight")]
+            return self._attention_sites(path, (*names, "out_proj.weight"), pattern)
+        host, name = self._run_by(path, "weight")
+        if host != path:
+            return self._attention_sites(host, (name,), pattern)
         kind = layer_kind(module)
         fault = _cannot(module, kind, self.spec, self._rank(path))
         if fault and not self._only_a_container(module, pattern):
@@ -178,14 +185,28 @@ class _Planner:
             return []
         return [self._site(path, module, "weight", kind, pattern, False)]
 
+    def _attention_sites(self, path: str, names: Iterable[str], pattern: str) -> list[Site]:
+        if self.spec.dropout:
+            self.faults.append(f"{pattern!r} chooses {path!r}, an attention, {_no_dropout(self.spec)}")
+        return [self._site(path, self.first_paths[path], name, "matrix", pattern, True) for name in names]
+
+    def _run_by(self, path: str, name: str) -> tuple[str, str]:
+        """The module whose code uses a parameter, and its name there: attention never calls its out_proj."""
+        parent, _, leaf = path.rpartition(".")
+        if path and isinstance(self.first_paths[parent], nn.MultiheadAttention):
+            return parent, f"{leaf}.{name}"
+        return path, name
+
     def _only_a_container(self, module: nn.Module, pattern: str) -> bool:
         """A pattern that also chooses adaptable layers may run over the modules that contain them."""
         return layer_kind(module) is None and any(
             matches(pattern, path) and (layer_kind(m) or isinstance(m, nn.MultiheadAttention)) for path, m in self.paths
         )
 
-    def _parameter_sites(self, heads: list[Copied]) -> list[Site]:
+    def _parameter_sites(self, heads: list[Copied], chosen: list[Site]) -> list[Site]:
         sites: list[Site] = []
+        taken = {f"{site.module}.{site.parameter}" for site in chosen}
+        taken |= {site.module for site in chosen if not site.substituted}
         for module_path, module in self.first_paths.items():
             for name, weight in base_parameters(module, recurse=False).items():
                 path = f"{module_path}.{name}" if module_path else name
@@ -194,15 +215,18 @@ class _Planner:
                     continue
                 kind = parameter_kind(weight.dim())
                 fault = _parameter_fault(module, weight, kind, self.spec)
+                if module_path in taken or path in taken:
+                    fault = "which the targets adapt already"
                 if fault or kind is None:
                     self.faults.append(f"{pattern!r} chooses {path!r}, {fault}")
                 else:
-                    sites.append(self._site(module_path, module, name, kind, pattern, True))
+                    host, name = self._run_by(module_path, name)
+                    sites.append(self._site(host, self.first_paths[host], name, kind, pattern, True))
         return sites
 
     def _site(self, path: str, module: nn.Module, name: str, kind: str, pattern: str, substituted: bool) -> Site:
         weight = module.get_parameter(name)
-        full = f"{path}.{name}" if substituted else path
+        full = f"{path}.{name}".lstrip(".") if substituted else path
         rank = self._rank(full)
         most = KINDS[kind].full_rank(weight, module)
         if rank > most:
@@ -254,7 +278,7 @@ class _Planner:
                 f"the weight of {owner.path!r} cannot be shared with {path!r}, a {type(module).__name__}"
             )
             return owner
-        turned = KINDS[kind].lookup != KINDS[owner.kind].lookup
+        turned = KINDS[kind].turned != KINDS[owner.kind].turned
         a, b = (owner.shape_b[::-1], owner.shape_a[::-1]) if turned else (owner.shape_a, owner.shape_b)
         settings = (owner.rank, owner.alpha, owner.scale, owner.pattern)
         return Site(path, "weight", kind, owner.shape, a, b, *settings, shares=owner.module, transposed=turned)
@@ -272,22 +296,19 @@ class _Planner:
     def _check_unused(self) -> None:
         """A pattern that decided nothing is a mistake, never silence."""
         modules = [path for path, _ in self.paths]
+        parameters = list(base_parameters(self.model))
         for setting in ("targets", "exclude", "heads", "rank_pattern", "alpha_pattern", "parameters"):
             for pattern in getattr(self.spec, setting):
                 if (setting, pattern) in self.used or pattern == ALL_LINEAR:
                     continue
-                if setting in ("targets", "rank_pattern", "alpha_pattern") and first_match([pattern], "") is None:
-                    self._unused(setting, pattern, modules)
-                    continue
-                known = [name for name, _ in self.model.named_parameters()] if setting == "parameters" else modules
-                self.faults.append(f"{setting}: {no_match(pattern, known, setting.removesuffix('s'))}")
-
-    def _unused(self, setting: str, pattern: str, modules: list[str]) -> None:
-        if any(matches(pattern, path) for path in modules):
-            where = "adapted" if setting != "targets" else "chosen"
-            self.faults.append(f"{setting}: every module that {pattern!r} matches is excluded or already {where}")
-        else:
-            self.faults.append(f"{setting}: {no_match(pattern, modules, 'module')}")
+                known = parameters if setting == "parameters" else modules
+                if not any(matches(pattern, path) for path in known):
+                    what = "parameter" if setting == "parameters" else "module"
+                    self.faults.append(f"{setting}: {no_match(pattern, known, what)}")
+                elif setting == "targets":
+                    self.faults.append(f"targets: every module that {pattern!r} matches is chosen by another pattern")
+                elif setting != "exclude":  # to exclude what no target chooses is harmless
+                    self.faults.append(f"{setting}: no module that {pattern!r} matches is left to it")
 
     def _nothing(self) -> str:
         linear = sorted({path.rpartition(".")[2] for path, module in self.paths if layer_kind(module)})
@@ -330,14 +351,15 @@ def _weight_users(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
 
 def _cannot(module: nn.Module, kind: str | None, spec: AdapterSpec, rank: int) -> str:
     """Why a module cannot carry an update, or an empty string."""
-    slot = slot_of(module)
     groups = int(getattr(module, "groups", 1))
     if kind is None:
         inner = sorted({path for path, child in module.named_modules() if path and layer_kind(child)})
         hint = f"; inside it are {', '.join(inner[:4])}" if inner else ""
         return f"a {type(module).__name__}, which no adapter fits{hint}"
-    if slot is not None and any("head" in table.values() for table in slot.copies.values()):
-        return "which is the head of another adapter"
+    if isinstance(module, AdaptedParameters):
+        return "which is the head of another adapter, or adapted as a raw parameter"
+    if module._parameters.get("weight") is None:
+        return f"a {type(module).__name__} whose weight is computed from other parameters"
     if rank % groups:
         return f"a convolution of {groups} groups: its rank must be a multiple of them, not {rank}"
     if getattr(module, "max_norm", None) is not None:
@@ -346,18 +368,17 @@ def _cannot(module: nn.Module, kind: str | None, spec: AdapterSpec, rank: int) -
 
 
 def _parameter_fault(module: nn.Module, weight: Tensor, kind: str | None, spec: AdapterSpec) -> str:
-    slot = slot_of(module)
     if kind is None:
         return f"a parameter of {weight.dim()} dimensions: only 2-D ones and 3-D expert weights can be adapted"
     if spec.dropout:
-        return f"a raw parameter, whose input cannot be dropped out: set dropout to 0, not {spec.dropout}"
-    if slot is not None and any("weight" in sites and not _substituted(sites) for sites in slot.sites.values()):
+        return f"a raw parameter, {_no_dropout(spec)}"
+    if isinstance(module, Additive):
         return "whose layer already carries an update on its output"
     return ""
 
 
-def _substituted(sites: Mapping[str, Site]) -> bool:
-    return all(site.substituted for site in sites.values())
+def _no_dropout(spec: AdapterSpec) -> str:
+    return f"whose input cannot be dropped out: set dropout to 0, not {spec.dropout}"
 
 
 __all__ = ["AttachPlan", "ConfigError", "base_parameters", "plan_attach"]

@@ -37,7 +37,7 @@ class Site:
     @property
     def path(self) -> str:
         """Its name in files and reports: the module, and the parameter where the module has several."""
-        return f"{self.module}.{self.parameter}" if self.substituted else self.module
+        return f"{self.module}.{self.parameter}".lstrip(".") if self.substituted else self.module
 
     @property
     def size(self) -> int:

@@ -12,8 +12,20 @@ from torch import nn
 from loraloom.errors import ConfigError, suggest
 
 OUTPUT_HEADS = frozenset(
-    "lm_head classifier score qa_outputs embed_out cls pre_classifier class_embed bbox_predictor "
-    "class_labels_classifier proj_out output_projection ctc_head generator".split()  # noqa: SIM905
+    (
+        "lm_head",
+        "classifier",
+        "score",
+        "qa_outputs",
+        "embed_out",
+        "cls",
+        "class_embed",
+        "bbox_predictor",
+        "class_labels_classifier",
+        "proj_out",
+        "output_projection",
+        "ctc_head",
+    )
 )
 """Names under which models keep their output head, which "all-linear" leaves alone."""
 
@@ -58,11 +70,11 @@ class Layers:
             return cls(None)
         present = {number for path in paths if (number := block_number(path)) is not None}
         last = max(present, default=-1)
-        wanted = frozenset(number if number >= 0 else last + 1 + number for number in numbers)
-        if missing := sorted(wanted - present):
+        wanted = {number: number if number >= 0 else last + 1 + number for number in numbers}
+        if missing := [number for number, block in wanted.items() if block not in present]:
             have = f"has blocks 0 to {last}" if present else "has no numbered blocks"
             raise ConfigError(f"layers names block {missing[0]}, but the model {have}")
-        return cls(wanted)
+        return cls(frozenset(wanted.values()))
 
     def include(self, path: str) -> bool:
         return self.wanted is None or block_number(path) in self.wanted

@@ -99,9 +99,7 @@ def _records(loaded: Any, source: str, split: str | None, prefer: Sequence[str])
             notes.append(f"{source}: split {chosen!r} of {quoted(list(loaded))}")
         loaded = loaded[chosen]
     names = tuple(loaded.column_names)
-    classes = {
-        name: kind.names for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)
-    }
+    classes = {name: kind.names for name, kind in loaded.features.items() if isinstance(kind, datasets.ClassLabel)}
     return Records(
         names=names,
         lines=range(1, loaded.num_rows + 1),

@@ -72,8 +72,7 @@ def _given_columns(
             )
         if name not in names:
             raise DataError(
-                f"{source} has no column {name!r} (given for the {role}); it has {quoted(names)}"
-                f"{suggest(name, names)}"
+                f"{source} has no column {name!r} (given for the {role}); it has {quoted(names)}{suggest(name, names)}"
             )
         if name in (choice.name for choice in chosen.values()):
             raise ConfigError(f"columns: {name!r} is given for two roles; each needs a column of its own")
@@ -84,9 +83,7 @@ def _given_columns(
 def _only(source: str, names: Sequence[str], name: str) -> int:
     """The position of a column whose name must not be there twice."""
     if names.count(name) > 1:
-        raise DataError(
-            f"{source}: the header names the column {name!r} {names.count(name)} times; rename all but one"
-        )
+        raise DataError(f"{source}: the header names the column {name!r} {names.count(name)} times; rename all but one")
     return names.index(name)
 
 
@@ -105,9 +102,7 @@ def _by_content(records: Records, role: Role, taken: Collection[int]) -> int | N
     """The one free column whose values look like the role's kind; None if there is none or a choice."""
     fits = _like_text if role.kind == "text" else _like_label
     free = [i for i in range(len(records.names)) if i not in taken]
-    found = [
-        i for i in free if fits([value for value in records.column(i)[:_SAMPLE] if value not in (None, "")])
-    ]
+    found = [i for i in free if fits([value for value in records.column(i)[:_SAMPLE] if value not in (None, "")])]
     return found[0] if len(found) == 1 else None
 
 

@@ -19,8 +19,7 @@ class DataConfig(BaseModel):
     )
     eval: str | None = Field(
         default=None,
-        description="Held-out examples, given like 'train'. Without it, a part of the training examples is "
-        "set aside.",
+        description="Held-out examples, given like 'train'. Without it, a part of the training examples is set aside.",
     )
     columns: dict[str, str] = Field(
         default_factory=dict,
@@ -29,12 +28,9 @@ class DataConfig(BaseModel):
     )
     delimiter: str | None = Field(
         default=None,
-        description="One character that separates the fields of a .csv or .tsv file, or 'tab'. Without it, "
-        "detected.",
+        description="One character that separates the fields of a .csv or .tsv file, or 'tab'. Without it, detected.",
     )
-    split: str | None = Field(
-        default=None, description="Which split of a dataset to train on. Without it, 'train'."
-    )
+    split: str | None = Field(default=None, description="Which split of a dataset to train on. Without it, 'train'.")
     eval_split: str | None = Field(
         default=None,
         description="Which split of a dataset to evaluate on: of 'eval', or of 'train' where 'eval' is not "

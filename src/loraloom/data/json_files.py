@@ -69,8 +69,9 @@ def _from_list(text: str, source: str) -> Objects:
             at = _skip_space(text, at + 1)
         elif not text.startswith("]", at):
             raise DataError(f"{source}:{_line(text, at)}: expected ',' or ']' after an object of the list")
-    if text[at + 1 :].strip():
-        raise DataError(f"{source}:{_line(text, at)}: something follows the end of the list")
+    after = _skip_space(text, at + 1)
+    if after < len(text):
+        raise DataError(f"{source}:{_line(text, after)}: something follows the end of the list")
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -85,9 +86,7 @@ def _line(text: str, at: int) -> int:
 
 def _broken(source: str, line: int, error: ValueError) -> DataError:
     reason = f"{error.msg} at column {error.colno}" if isinstance(error, json.JSONDecodeError) else str(error)
-    return DataError(
-        f"{source}:{line}: broken JSON ({reason}); {_EXPECTED} on each line, or one list of them"
-    )
+    return DataError(f"{source}:{line}: broken JSON ({reason}); {_EXPECTED} on each line, or one list of them")
 
 
 def _kind(value: object) -> str:

@@ -42,9 +42,7 @@ class Labels:
     """Numbers in numeric order, text in alphabetical order (digits within it by value)."""
 
     @classmethod
-    def from_examples(
-        cls, examples: Sequence[Example], *, role: str = "label", column: str | None = None
-    ) -> Labels:
+    def from_examples(cls, examples: Sequence[Example], *, role: str = "label", column: str | None = None) -> Labels:
         """The classes that occur in `examples`. Raises DataError for labels that cannot be classes.
 
         `column` is the name of their column, for the error: a single class, fractions that look like

@@ -45,9 +45,7 @@ def read_source(
         return read_folder(path, source, split, prefer)
     if path.exists() or _is_like_a_file(name):
         if split is not None:
-            raise ConfigError(
-                f"split {split!r} was asked of {source}, which is a file; only datasets have splits"
-            )
+            raise ConfigError(f"split {split!r} was asked of {source}, which is a file; only datasets have splits")
         return _read_file(path, source, delimiter)
     return read_hub(name, source, split, prefer)
 
@@ -68,9 +66,7 @@ def _read_file(path: Path, source: str, delimiter: str | None) -> Records:
         raise DataError(f"{source} does not exist{_similar_files(path)}")
     if suffix not in READERS:
         found = f"the suffix {path.suffix!r}" if suffix else "no suffix"
-        raise DataError(
-            f"{source} has {found}; expected one of {', '.join(READERS)}{suggest(suffix, READERS)}"
-        )
+        raise DataError(f"{source} has {found}; expected one of {', '.join(READERS)}{suggest(suffix, READERS)}")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -89,7 +85,5 @@ def _read_packaged(name: str, source: str, split: str | None, prefer: Sequence[s
     chosen = choose_split(source, PACKAGED[name], split, prefer)
     file = resources.files("loraloom.data").joinpath(name).joinpath(f"{chosen}.csv")
     if not file.is_file():
-        raise DataError(
-            f"{source}: the packaged set is not installed; install Loraloom again, or give a file"
-        )
+        raise DataError(f"{source}: the packaged set is not installed; install Loraloom again, or give a file")
     return read_csv(file.read_bytes(), source, ",")

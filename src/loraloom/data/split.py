@@ -116,14 +116,13 @@ def _quotas(strata: Sequence[str], fraction: float, seed: int) -> Counter[str]:
     """How many of each stratum to set aside: the whole rounded, shared out by the largest remainders."""
     counts = Counter(strata)
     total = min(max(1, round(fraction * len(strata))), len(strata) - 1)
-    # what is left of each class must not be nothing
-    exact = {name: min(fraction * count, count - 1) for name, count in counts.items()}
+    exact = {name: fraction * count for name, count in counts.items()}
     wanted = Counter({name: int(share) for name, share in exact.items()})
     order = sorted(counts)
     random.Random(f"quotas/{seed}").shuffle(order)
     order.sort(key=lambda name: int(exact[name]) - exact[name])
     for name in order:
-        if wanted.total() < total and wanted[name] < counts[name] - 1:
+        if wanted.total() < total and wanted[name] < counts[name] - 1:  # one of each must stay
             wanted[name] += 1
     return wanted
 
@@ -180,7 +179,5 @@ def _first_by_text(examples: Sequence[Example], ignore: Collection[str]) -> dict
 def _text(example: Example, ignore: Collection[str]) -> str:
     """All strings of an example but those of the roles in `ignore`, plain."""
     return plain_text(
-        " ".join(
-            value for role, value in example.values.items() if isinstance(value, str) and role not in ignore
-        )
+        " ".join(value for role, value in example.values.items() if isinstance(value, str) and role not in ignore)
     )

@@ -77,9 +77,7 @@ def read_table(
     found = [role for role in roles if role.name in chosen]
     cells = {role.name: _checked(source, records, role, chosen[role.name], required) for role in found}
     examples = [
-        Example(
-            {name: value for name, value in zip(cells, row, strict=True) if value is not None}, source, line
-        )
+        Example({name: value for name, value in zip(cells, row, strict=True) if value is not None}, source, line)
         for line, row in zip(records.lines, zip(*cells.values(), strict=True), strict=True)
     ]
     return Table(
@@ -109,9 +107,7 @@ def _checked(source: str, records: Records, role: Role, choice: Choice, required
             empty.append(line)
     faults = []
     if empty and role.name in required:
-        faults.append(
-            f"{_rows(empty)} no {role.name} ({places(empty, records.unit)}); fill it in or remove the row"
-        )
+        faults.append(f"{_rows(empty)} no {role.name} ({places(empty, records.unit)}); fill it in or remove the row")
     if strange:
         expected = "text" if role.kind == "text" else "text or a number"
         faults.append(f"{_rows(strange)} something other than {expected} ({places(strange, records.unit)})")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from loraloom.adapters.layers.base import Adapted, Kind, Slot, adapted_class, slot_of
+from loraloom.adapters.layers.base import Adapted, Additive, Kind, Slot, adapted_class, slot_of
 from loraloom.adapters.layers.conv import AdaptedConv
 from loraloom.adapters.layers.embedding import AdaptedEmbedding
 from loraloom.adapters.layers.linear import AdaptedLinear, AdaptedTransposedLinear, is_transposed_linear
@@ -54,6 +54,7 @@ __all__ = [
     "KINDS",
     "Adapted",
     "AdaptedParameters",
+    "Additive",
     "Kind",
     "Slot",
     "adapted_class",

@@ -29,7 +29,7 @@ class Mixture(Protocol):
     head: str | None
     fused: bool
 
-    def gate(self, signature: Signature, device: torch.device) -> Gate:
+    def gate(self, signature: Signature, device: torch.device, dtype: torch.dtype) -> Gate:
         """weight × scale along the stacked rank axis: a number, (ΣR), or (B, ΣR) when routed."""
         ...
 
@@ -66,6 +66,8 @@ class Kind:
 
     lookup: ClassVar[bool] = False
     """True where columns of A are looked up rather than multiplied by (embeddings)."""
+    turned: ClassVar[bool] = False
+    """True where the weight is stored the other way round, so that ΔW is (B A)ᵀ."""
 
     @classmethod
     def shapes(cls, weight: Tensor, module: nn.Module, rank: int) -> tuple[Shape, Shape]:
@@ -103,7 +105,7 @@ class Slot:
         """Adapters whose A reads all input channels of a grouped convolution."""
         self.base_class = type(module)
         self._resolved: Active | None = None
-        self._stacks: dict[Any, tuple[Any, tuple[Tensor, Tensor]]] = {}
+        self._stacks: dict[Any, tuple[Any, tuple[Tensor, Tensor], list[Tensor]]] = {}
 
     def parameter(self, role: str, name: str, parameter: str = "weight") -> str:
         """The name under which the module registers a factor ("A", "B") or a copy ("copy") of an adapter."""
@@ -171,19 +173,25 @@ class Slot:
         return Active(mixture.version, names, signature, copies, {name: weights[name] for name in names})
 
     def stacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """A (ΣR, …) and B (O, ΣR) of the active adapters; without gradients in `dtype`, and kept until one changes.
+        """A (ΣR, …) and B (O, ΣR) of the active adapters.
 
-        With gradients they are joined anew for each call: a kept stack would cut the factors off from the graph.
+        Those of frozen adapters are kept, in `dtype`, until one changes. Those that train are joined anew for
+        each call: a kept stack would cut them off from the graph, and some optimisers change a parameter
+        without counting it as a new version.
         """
         names = self.active().names
         pairs = [self.factors(name) for name in names]
-        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        factors = [factor for pair in pairs for factor in pair]
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             return self._stack(pairs)
-        stamp = [(factor.data_ptr(), factor._version) for pair in pairs for factor in pair]
+        if any(factor.requires_grad or factor.is_inference() for factor in factors):
+            return self._stack(pairs)
+        stamp = [(factor.data_ptr(), factor._version) for factor in factors]
         kept = self._stacks.get((names, dtype))
         if kept is None or kept[0] != stamp:
             a, b = self._stack(pairs)
-            kept = (stamp, (a.to(dtype), b.to(dtype)))
+            # The factors' memory is kept too, lest others come to lie at the address by which they are known.
+            kept = (stamp, (a.to(dtype), b.to(dtype)), [factor.detach() for factor in factors])
             self._stacks[names, dtype] = kept
         return kept[1]
 
@@ -212,7 +220,8 @@ class Adapted(nn.Module):
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The swapped-in class has no importable name, so copies and pickles are rebuilt from its two parents.
         slot = cast(Slot, slot_of(self))
-        return _rebuild, (_mixin(type(self)), slot.base_class), self.__dict__
+        state = super().__reduce_ex__(protocol)[2]
+        return _rebuild, (_mixin(type(self)), slot.base_class), state
 
 
 class Additive(Adapted, Kind):
@@ -248,7 +257,7 @@ class Additive(Adapted, Kind):
             y = self._forward_with_dropout(slot, active, x, bias)
         else:
             a, b = slot.stacked(compute_dtype(x) if x.is_floating_point() else cast(Tensor, self.weight).dtype)
-            y = self.joined(x, bias, a, b, slot.mixture.gate(active.signature, a.device))
+            y = self.joined(x, bias, a, b, slot.mixture.gate(active.signature, a.device, a.dtype))
         return y if shift is None else y + self._placed(shift, y)
 
     def _forward_with_dropout(self, slot: Slot, active: Active, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -256,8 +265,9 @@ class Additive(Adapted, Kind):
         y = self.base_forward(x, bias)
         for entry in active.signature:
             a, b = slot.factors(entry[0])
-            dropped = F.dropout(x, slot.mixture.dropout(entry[0]))
-            y = y + self.update(dropped, a, b, slot.mixture.gate((entry,), a.device))
+            # Token ids have nothing to drop: an embedding's update is left whole, as in PEFT.
+            dropped = F.dropout(x, slot.mixture.dropout(entry[0])) if x.is_floating_point() else x
+            y = y + self.update(dropped, a, b, slot.mixture.gate((entry,), a.device, a.dtype))
         return y
 
     def _placed(self, shift: Tensor, y: Tensor) -> Tensor:
@@ -272,8 +282,8 @@ def _bias(slot: Slot, active: Active) -> tuple[Tensor | None, Tensor | None]:
     if routes is None:
         return mixed_copy(slot, "bias", active.copies, base), None
     changes = torch.stack([slot.copy(name, "bias") - base for name in active.copies])
-    shares = torch.tensor([[route.get(name, 0.0) for name in active.copies] for route in routes])
-    return base, shares.to(changes) @ changes
+    shares = [[route.get(name, 0.0) for name in active.copies] for route in routes]
+    return base, torch.tensor(shares, dtype=changes.dtype, device=changes.device) @ changes
 
 
 def mixed_copy(slot: Slot, parameter: str, weights: dict[str, float], base: Tensor) -> Tensor:

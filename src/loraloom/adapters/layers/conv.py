@@ -64,7 +64,7 @@ class AdaptedConv(Additive):
         if module.padding_mode != "zeros":
             x = F.pad(x, module._reversed_padding_repeated_twice, mode=module.padding_mode)
             padding = 0
-        groups = module.groups if a.shape[1] * module.groups == x.shape[1] else 1
+        groups = module.groups if a.shape[1] * module.groups == module.in_channels else 1
         h = conv(x, a.to(x.dtype), None, module.stride, padding, module.dilation, groups)
         out: Tensor = conv(self._gate_channels(h, gate), b.to(x.dtype), groups=module.groups)
         return out
@@ -80,7 +80,7 @@ class AdaptedConv(Additive):
             raise ValueError(f"{gate.shape[0]} samples are routed, but a layer got {h.shape[0]} rows (dimension 0)")
         groups = cast(Any, self).groups
         gate = gate.to(h.dtype)[..., ::groups].repeat(*[1] * (gate.dim() - 1), groups)
-        return h * gate.view(*(gate.shape if gate.dim() == 2 else (1, -1)), *[1] * (h.dim() - 2))
+        return h * gate.view(*gate.shape, *[1] * len(cast(Any, self).kernel_size))
 
     def _placed(self, shift: Tensor, y: Tensor) -> Tensor:
         return shift.to(y.dtype).view(*shift.shape, *[1] * (y.dim() - 2))
@@ -90,6 +90,7 @@ class AdaptedConv(Additive):
 
 
 def groups_of(module: nn.Module) -> int:
+    """Into how many groups a convolution divides its channels."""
     return int(cast(Any, module).groups)
 
 
@@ -100,3 +101,11 @@ def widen(a: Tensor, groups: int) -> Tensor:
     for group, part in enumerate(a.reshape(groups, rank // groups, channels, *a.shape[2:])):
         wide[group, :, group] = part
     return wide.reshape(rank, groups * channels, *a.shape[2:])
+
+
+def narrow(a: Tensor, groups: int) -> Tensor | None:
+    """The inverse of `widen`: A (R, C/groups, k…), or None where a row reads channels outside its own group."""
+    rank, channels = a.shape[0], a.shape[1] // groups
+    parts = a.reshape(groups, rank // groups, groups, channels, *a.shape[2:])
+    own = torch.stack([parts[group, :, group] for group in range(groups)]).flatten(0, 1)
+    return own if torch.equal(widen(own, groups), a) else None

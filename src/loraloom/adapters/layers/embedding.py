@@ -16,6 +16,7 @@ class AdaptedEmbedding(Additive):
     """y = W[ids] + gate·Aᵀ[ids] Bᵀ; W (V, D), A (R, V), B (D, R), so ΔW is (B A)ᵀ."""
 
     lookup = True
+    turned = True
 
     @classmethod
     def shapes(cls, weight: Tensor, module: nn.Module, rank: int) -> tuple[Shape, Shape]:
@@ -33,7 +34,9 @@ class AdaptedEmbedding(Additive):
         module = cast(Any, self)
         # padding_idx keeps the padding token's column of A from training, as the layer does with its own row.
         h = F.embedding(x, a.t(), module.padding_idx, scale_grad_by_freq=module.scale_grad_by_freq)
-        return F.linear(gated(h, gate), b.to(h.dtype))
+        y = F.linear(gated(h, gate), b.to(h.dtype))
+        scale = getattr(module, "embed_scale", None)  # some layers scale what they look up, ΔW included
+        return y if scale is None else y * scale
 
     def joined(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Gate) -> Tensor:
         y = self.base_forward(x, bias)

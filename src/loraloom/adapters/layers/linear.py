@@ -76,6 +76,8 @@ class AdaptedLinear(Additive):
 class AdaptedTransposedLinear(Additive):
     """y = x W + b + gate·(x Aᵀ) Bᵀ with W (D, O): ΔW is (B A)ᵀ."""
 
+    turned = True
+
     @classmethod
     def shapes(cls, weight: Tensor, module: nn.Module, rank: int) -> tuple[Shape, Shape]:
         return (rank, weight.shape[0]), (weight.shape[1], rank)

@@ -6,6 +6,7 @@ the expert weights of a mixture of experts, and whole heads or biases that an ad
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -89,21 +90,25 @@ class AdaptedParameters(Adapted):
         kwargs: dict[str, Any],
     ) -> Any:
         """Samples of like mixture go through the module together, each group with its own weights."""
-        batch_dim = 0 if getattr(self, "batch_first", True) else 1
+        bound = inspect.signature(slot.base_class.forward).bind(self, *args, **kwargs)
+        arguments = dict(bound.arguments)
         groups: dict[tuple[tuple[str, float], ...], list[int]] = {}
         for row, route in enumerate(routes):
             groups.setdefault(tuple(route.items()), []).append(row)
+        of_inputs, of_outputs = _batch_dimensions(self)
         pieces, order = [], []
         for mix, rows in groups.items():
-            index = torch.tensor(rows, device=_device(args, kwargs))
+            index = torch.tensor(rows, device=next(slot.module.parameters()).device)
             order.append(index)
-            picked_args = tuple(_rows(value, index, len(routes), batch_dim) for value in args)
-            picked = {key: _rows(value, index, len(routes), batch_dim) for key, value in kwargs.items()}
+            for name, value in list(arguments.items())[1:]:
+                bound.arguments[name] = _rows(name, value, index, len(routes), of_inputs.get(name, 0))
             active = _restricted(slot, dict(mix))
             pieces.append(
-                self._with(slot, active, picked_args, picked) if active else super().forward(*picked_args, **picked)
+                self._with(slot, active, bound.args[1:], bound.kwargs)
+                if active
+                else super().forward(*bound.args[1:], **bound.kwargs)
             )
-        return _joined(pieces, torch.argsort(torch.cat(order)), batch_dim)
+        return _joined(pieces, torch.argsort(torch.cat(order)), of_outputs)
 
 
 def effective(slot: Slot, active: Active) -> dict[str, Tensor]:
@@ -161,31 +166,50 @@ def replaced(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]
     finally:
         for (table, leaf, _), original in zip(tables, originals, strict=True):
             table[leaf] = original
+        if isinstance(module, nn.RNNBase):
+            module._init_flat_weights()  # it keeps a list of its weights, which must not go on holding these
 
 
 def _owner(module: nn.Module, parameter: str) -> nn.Module:
     return module.get_submodule(parameter.rpartition(".")[0])
 
 
-def _device(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.device:
-    return next(value.device for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+def _batch_dimensions(module: nn.Module) -> tuple[dict[str, int], tuple[int, ...]]:
+    """Where the samples lie in a module's arguments, by name, and in its outputs, in order; 0 if not told."""
+    first = 0 if getattr(module, "batch_first", True) else 1
+    if isinstance(module, nn.MultiheadAttention):
+        return {"query": first, "key": first, "value": first}, (first, 0)
+    if isinstance(module, nn.RNNBase):
+        return {"input": first, "hx": 1}, (first, 1)
+    return {}, ()
 
 
-def _rows(value: Any, index: Tensor, count: int, batch_dim: int) -> Any:
-    """The rows of one group, where the value is a tensor with one row per sample."""
-    if not isinstance(value, Tensor):
+def _rows(name: str, value: Any, index: Tensor, count: int, dim: int) -> Any:
+    """The rows of one group, in every tensor of an argument."""
+    if isinstance(value, tuple | list):
+        return type(value)(_rows(name, part, index, count, dim) for part in value)
+    if isinstance(value, dict):
+        return {key: _rows(key, part, index, count, dim) for key, part in value.items()}
+    if not isinstance(value, Tensor) or value.dim() == 0:
         return value
-    for dim in (batch_dim, 0):  # masks put the batch first even where the sequence does
-        if value.dim() > dim and value.shape[dim] == count:
-            return value.index_select(dim, index)
-    raise ValueError(f"{count} samples are routed, but a module got a tensor of shape {tuple(value.shape)}")
+    if name == "attn_mask":  # (T, S) for all samples alike, or (B·heads, T, S)
+        if value.dim() == 2:
+            return value
+        return _rows("", value.unflatten(0, (count, -1)), index, count, 0).flatten(0, 1)
+    if value.dim() <= dim or value.shape[dim] != count:
+        shape = tuple(value.shape)
+        raise ValueError(f"{count} samples are routed, but a module got a tensor of shape {shape} as its {name!r}")
+    return value.index_select(dim, index)
 
 
-def _joined(pieces: list[Any], order: Tensor, batch_dim: int) -> Any:
+def _joined(pieces: list[Any], order: Tensor, dims: tuple[int, ...]) -> Any:
+    """The outputs of all groups as one, its samples in the order of the batch."""
     first = pieces[0]
     if isinstance(first, tuple):
-        return tuple(_joined(list(parts), order, batch_dim) for parts in zip(*pieces, strict=True))
+        parts = list(zip(*pieces, strict=True))
+        each = dims if len(dims) == len(parts) > 1 else dims[:1] * len(parts)
+        return tuple(_joined(list(part), order, (dim,)) for part, dim in zip(parts, each or [0] * len(parts), strict=True))
     if not isinstance(first, Tensor):
         return first
-    dim = batch_dim if len({piece.shape[:batch_dim] for piece in pieces}) == 1 and first.dim() > batch_dim else 0
+    dim = dims[0] if dims else 0
     return torch.cat(pieces, dim=dim).index_select(dim, order)

@@ -1,0 +1,121 @@
+"""An adapter folder as it is on disk: read and checked without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraloom.errors import FormatError, one_error
+from loraloom.formats.peft_config import PeftConfig
+from loraloom.formats.peft_settings import HEADER, VERSION
+from loraloom.formats.tensorfile import read_tensors
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+_PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """A sound adapter folder: what it holds makes sense by itself, whatever model it is for."""
+
+    config: Mapping[str, Any]
+    """`adapter_config.json`, field by field."""
+    tensors: Mapping[str, Tensor]
+    """By PEFT's keys, on the CPU; all finite."""
+    metadata: Mapping[str, str]
+    """Of the safetensors header."""
+    path: Path
+    """The folder in which the two files lie."""
+
+    @property
+    def peft(self) -> PeftConfig:
+        """The config's fields that decide what the adapter computes."""
+        return PeftConfig.of(self.config, str(self.path / CONFIG_NAME))
+
+    @property
+    def ours(self) -> dict[str, Any] | None:
+        """What Loraloom wrote into the header, None where another program wrote the file."""
+        text = self.metadata.get(HEADER)
+        if text is None:
+            return None
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError):
+            data = None
+        if not isinstance(data, dict) or type(data.get("version")) is not int:
+            raise FormatError(f"{self.path / WEIGHTS_NAME}: the entry {HEADER!r} of the header is damaged")
+        if data["version"] > VERSION:
+            raise FormatError(
+                f"{self.path / WEIGHTS_NAME} has format version {data['version']}, and this Loraloom knows "
+                f"{VERSION}: update Loraloom to read it"
+            )
+        return data
+
+
+def read_folder(folder: Path | str) -> AdapterFile:
+    """Read and check an adapter folder. Raises FormatError that names the file and everything wrong in it."""
+    path = _adapter_folder(Path(folder))
+    config = _read_config(path / CONFIG_NAME)
+    PeftConfig.of(config, str(path / CONFIG_NAME))
+    tensors, metadata = read_tensors(_weights(path))
+    faults = [] if tensors else ["there is no tensor in it"]
+    faults += [
+        f"tensor {key!r} holds values that are not finite"
+        for key, tensor in tensors.items()
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
+    ]
+    if faults:
+        raise one_error(FormatError, str(path / WEIGHTS_NAME), faults)
+    file = AdapterFile(config, tensors, metadata, path)
+    _ = file.ours
+    return file
+
+
+def _adapter_folder(folder: Path) -> Path:
+    """The folder that holds the config: this one, or its only subfolder that does, as PEFT lays a named adapter out."""
+    if folder.is_file():
+        raise FormatError(f"{folder} is a file: name the folder that holds {CONFIG_NAME}")
+    if not folder.is_dir():
+        raise FormatError(f"there is no adapter folder {folder}")
+    if (folder / CONFIG_NAME).is_file():
+        return folder
+    inner = sorted(child for child in folder.iterdir() if (child / CONFIG_NAME).is_file())
+    if not inner:
+        raise FormatError(f"{folder} is not an adapter folder: it has no {CONFIG_NAME}")
+    if len(inner) > 1:
+        names = ", ".join(child.name for child in inner)
+        raise FormatError(f"{folder} holds several adapters ({names}): name one of these subfolders")
+    return inner[0]
+
+
+def _weights(path: Path) -> Path:
+    weights = path / WEIGHTS_NAME
+    if weights.is_file():
+        return weights
+    pickle = next((path / name for name in _PICKLES if (path / name).is_file()), None)
+    if pickle is None:
+        raise FormatError(f"{path} has no {WEIGHTS_NAME}")
+    raise FormatError(
+        f"{pickle} is a pickle, which can run code when it is read, so that only {WEIGHTS_NAME} is; if you trust its "
+        f"source, convert it: safetensors.torch.save_file(torch.load({pickle.name!r}, weights_only=True), "
+        f"{WEIGHTS_NAME!r})"
+    )
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:
+        raise FormatError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise FormatError(f"{path} holds a {type(data).__name__}, expected a JSON object")
+    return data

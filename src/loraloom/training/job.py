@@ -1,0 +1,112 @@
+"""What a run works with once everything has been read, loaded and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from torch import Tensor, nn
+
+from loraloom.adapters import AdapterSet
+from loraloom.data.batches import length_batches
+from loraloom.tasks.base import BaseModel, Batch, Feature, Splits, Task
+from loraloom.training.config import TrainConfig
+from loraloom.training.optim import Groups, full_roles, parameter_groups
+from loraloom.training.precision import Precision
+from loraloom.training.processes import Processes
+
+ADAPTER = "default"
+"""Name of the adapter that a run trains."""
+
+
+@dataclass
+class Loaded:
+    """A task with its base model, with or without an adapter, ready to be called."""
+
+    task: Task
+    processes: Processes
+    precision: Precision
+    base: BaseModel
+    callable: nn.Module
+    """The model as the task is to call it: itself, or compiled."""
+    adapters: AdapterSet | None
+    """None where the whole model was trained."""
+
+    def collate(self, features: list[Feature]) -> Batch:
+        """Features as one batch on the run's device."""
+        device = self.processes.device
+        batch = self.task.collate(features, self.base)
+        if device.type == "cpu":
+            return batch
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+
+
+@dataclass
+class Job(Loaded):
+    """One run: a loaded task, its settings and its examples."""
+
+    config: TrainConfig
+    splits: Splits
+    train: list[Feature]
+    evaluation: list[Feature]
+    truncated: dict[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def trained(self) -> dict[str, Tensor]:
+        """Live tensors that training changes, by name: the adapter's, or all of the model's."""
+        if self.adapters is not None:
+            return dict(self.adapters.named_parameters(ADAPTER))
+        model = self.base.model
+        return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+    @cached_property
+    def gradients_of(self) -> list[nn.Parameter]:
+        """The parameters that the optimiser steps, in the optimiser's order."""
+        return [parameter for group in self.groups for parameter in group["params"]]
+
+    @cached_property
+    def groups(self) -> Groups:
+        """The optimiser's groups by role."""
+        if self.adapters is not None:
+            return parameter_groups(self.adapters.parameters_by_role(ADAPTER), self.config)
+        return parameter_groups(full_roles(self.base.model, self.base.heads), self.config)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches in one pass over the training examples."""
+        return math.ceil(len(self.train) / self.config.batch_size)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps in all, unless the run stops early."""
+        return min(self.config.epochs * self.steps_per_epoch, self.config.max_steps or 2**62)
+
+    def batches(self, first: int) -> Iterator[list[int]]:
+        """Indices of the training examples of each step from `first` (from 0) to the last.
+
+        The order is a pure function of the seed and the epoch, so that a resumed run sees the same batches.
+        """
+        lengths = [feature.length for feature in self.train]
+        for epoch in range(first // self.steps_per_epoch, math.ceil(self.steps / self.steps_per_epoch)):
+            batches = length_batches(lengths, self.config.batch_size, seed=self.config.seed, epoch=epoch)
+            start = epoch * self.steps_per_epoch
+            yield from batches[max(0, first - start) : self.steps - start]
+
+    def set_training(self, training: bool) -> None:
+        """Put the model into the mode for training steps or for evaluation.
+
+        A frozen base runs as in evaluation in both: its dropout would cost time and determinism and bring
+        nothing to an adapter that has its own. Layers with running statistics stay frozen in any case.
+        """
+        model = self.base.model
+        if self.adapters is None:
+            model.train(training)
+            return
+        model.train(training and self.config.base_dropout)
+        if model.training:
+            for module in model.modules():
+                if isinstance(module, nn.modules.batchnorm._NormBase):
+                    module.eval()
+        self.adapters.training_mode(training)

@@ -1,0 +1,141 @@
+"""What comes after the last step: the evidence that something was learnt, and the files of the result."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraloom.formats.peft import save_adapter
+from loraloom.tasks.base import BaseModel, Task
+from loraloom.training.checkpoint import Checkpoint
+from loraloom.training.curves import draw_curves
+from loraloom.training.evidence import (
+    gather_evidence,
+    output_change,
+    pattern_table,
+    site_changes,
+    unmoved_sites,
+    weight_changes,
+)
+from loraloom.training.files import write_bytes, write_json, write_tensors
+from loraloom.training.job import ADAPTER, Job
+from loraloom.training.log import LOG_NAME, read_log
+from loraloom.training.loop import Loop
+from loraloom.training.memory import PeakMemory
+from loraloom.training.model_card import model_card
+from loraloom.training.output import RECORD_NAME, OutputFolder
+from loraloom.training.precision import Precision
+from loraloom.training.prepare import adapter_spec, attach_adapter
+from loraloom.training.record import Findings, make_record, weights_bytes
+from loraloom.training.reporter import Notebook, RunResult
+from loraloom.training.scoring import raw_outputs, score_features
+
+OUTPUT_EXAMPLES = 64
+"""Held-out examples whose raw outputs are compared with the base's."""
+
+
+@dataclass
+class Run:
+    """What the stages of one run share."""
+
+    job: Job
+    out: OutputFolder
+    reporter: Notebook
+    findings: Findings
+    peak: PeakMemory
+    outputs: list[Tensor]
+    """Raw outputs of the base model for the first held-out examples."""
+    checkpoint: Checkpoint | None
+
+
+def gather_findings(run: Run, loop: Loop) -> None:
+    """The evidence that something was learnt, and the scores over the float32 base."""
+    job = run.job
+    began = time.perf_counter()
+    change = output_change(run.outputs, raw_outputs(job, job.evaluation[:OUTPUT_EXAMPLES]))
+    patterns, sites = [], []
+    if job.adapters is not None:
+        patterns = pattern_table(job.adapters, ADAPTER)
+        sites = site_changes(job.base.model, job.adapters, ADAPTER)
+    else:
+        sites = weight_changes(_fresh_base(job).model, job.base.model)
+    run.findings.evidence = gather_evidence(patterns, sites, change, len(job.evaluation[:OUTPUT_EXAMPLES]))
+    if still := unmoved_sites(run.findings.evidence):
+        run.reporter.note(f"{len(still)} of {len(sites)} layers did not change at all, e.g. '{still[0]}'")
+    if job.adapters is not None and job.precision.base != torch.float32 and job.config.compare_precision:
+        run.findings.fp32_metrics = _scores_over_fp32(run, loop)
+    run.findings.seconds["proof"] = time.perf_counter() - began
+
+
+def _fresh_base(job: Job) -> BaseModel:
+    """The base model again, in float32, as it was before training."""
+    base = job.task.load(job.config.base, dtype=torch.float32, seed=job.config.seed)
+    base.model.to(job.processes.device)
+    return base
+
+
+def _scores_over_fp32(run: Run, loop: Loop) -> dict[str, float]:
+    """Scores of the trained adapter over the base in float32, and a note that states both."""
+    job = run.job
+    assert job.adapters is not None
+    base = _fresh_base(job)
+    adapters = attach_adapter(base.model, adapter_spec(job.config, base), run.reporter.note)
+    adapters.load_tensors(ADAPTER, job.adapters.tensors(ADAPTER))
+    exact = replace(
+        job, base=base, callable=base.model, adapters=adapters, precision=Precision("fp32", torch.float32, None)
+    )
+    exact.set_training(False)
+    metrics = score_features(exact, exact.evaluation, loop.stepper.micro)
+    metric = job.task.metric
+    run.reporter.note(
+        f"{metric} is {loop.state.best_metrics[metric]:.4f} over the {job.precision.name} base and "
+        f"{metrics[metric]:.4f} over the fp32 base"
+    )
+    return metrics
+
+
+def write_results(run: Run, loop: Loop) -> RunResult:
+    job, findings = run.job, run.findings
+    findings.notes = run.reporter.notes
+    record: dict[str, Any] = {}
+    if job.processes.main:
+        with run.out.results() as folder:
+            save_weights(job, folder)
+            findings.result_bytes = weights_bytes(folder)
+            record = make_record(job, loop, findings, run.peak)
+            write_json(folder / RECORD_NAME, record)
+            write_bytes(folder / "README.md", model_card(record).encode())
+            draw_curves(
+                folder / "curves.png",
+                read_log(run.out.path / LOG_NAME),
+                metric=job.task.metric,
+                base_score=findings.base_metrics.get(job.task.metric),
+                best_step=loop.state.best_step,
+            )
+    job.processes.barrier()
+    result = RunResult(run.out.path, record or make_record(job, loop, findings, run.peak))
+    run.reporter.finished(result)
+    return result
+
+
+def save_weights(job: Job, folder: Path) -> None:
+    """Write what was trained: the adapter as PEFT has it, or the whole model with its processor."""
+    if job.adapters is not None:
+        save_adapter(job.adapters, ADAPTER, folder, base_name=job.base.name, task_type=_task_type(job.task))
+        return
+    for part in (job.base.model, job.base.processor):
+        save: Any = getattr(part, "save_pretrained", None)
+        if save is not None:
+            save(folder)
+    if not hasattr(job.base.model, "save_pretrained"):
+        write_tensors(folder / "model.safetensors", job.trained)
+
+
+def _task_type(task: Task) -> str | None:
+    """PEFT's word for the task, where it has one."""
+    return {"text-classification": "SEQ_CLS"}.get(task.name)
