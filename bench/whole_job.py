@@ -18,10 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from loraloom.formats.peft import load_adapter
-
 from bench.models import MINILM, minilm_classifier
 from bench.trainer_job import JobSettings, accuracy, rows, run_trainer
+from loraloom.formats.peft import load_adapter
 from loraloom.tasks import create_task
 from loraloom.training import load_config, train
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from tests.adapters import two_processes
+from tests.adapters.cases import BF16, BY_NAME, CASES, FLOAT32, Case, shake
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from loraloom.adapters import LoRA, adapters_of, attach
 from loraloom.adapters.layers import slot_of
-from tests.adapters.cases import BF16, BY_NAME, CASES, FLOAT32, FLOAT64, Case, shake
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-11}
 BACKEND = "inductor" if shutil.which("g++") or shutil.which("clang++") else "aot_eager"
@@ -167,6 +167,19 @@ def test_dropout_acts_in_training_only_and_keeps_the_mean() -> None:
     assert ((draws.mean(dim=0) - expected).abs() < 5 * spread / 4000**0.5).all()
 
 
+@pytest.mark.parametrize("name", ["linear", "conv1d-bias", "conv2d-groups", "embedding", "transposed", "tied-head"])
+def test_every_layer_that_adds_to_its_output_can_drop(name: str) -> None:
+    case = BY_NAME[name]
+    model, x = case.model(), case.batch()
+    adapters = case.attach(model, shaken=True, dropout=0.5)
+    still = model(x).detach()
+    model.train()
+    y = model(x)
+    grads = torch.autograd.grad(y.square().sum(), list(adapters.parameters()))
+    assert all(grad.isfinite().all() for grad in grads)
+    assert torch.equal(y, still) == (name == "embedding"), "token ids have nothing to drop"
+
+
 def test_each_adapter_drops_its_own_share() -> None:
     case = BY_NAME["linear-alone"]
     model, x = case.model(), case.batch()
@@ -269,6 +282,15 @@ def test_the_preferred_device_of_torch_does_not_change_the_seeded_start() -> Non
     assert torch.equal(adapters.tensors("default")["0|A"], expected)
 
 
+def test_a_recurrent_layer_holds_its_own_weights_again_after_a_call() -> None:
+    case = BY_NAME["matrix-lstm"]
+    model = case.model()
+    case.attach(model, shaken=True)
+    model(case.batch())
+    for kept, name in zip(model.lstm._flat_weights, model.lstm._flat_weights_names, strict=True):
+        assert kept is getattr(model.lstm, name), "the weights of the call, and its graph, live on"
+
+
 def test_hooks_of_the_base_layers_still_run() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
     seen: list[str] = []
@@ -303,7 +325,9 @@ def test_the_encoders_fast_path_does_not_skip_adapters() -> None:
 # -- torch.func ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["linear", "linear-bias-adapted", "conv2d-groups", "embedding", "transposed", "matrix"])
+@pytest.mark.parametrize(
+    "name", ["linear", "linear-bias-adapted", "conv2d-groups", "embedding", "transposed", "matrix"]
+)
 def test_per_sample_gradients_through_vmap(name: str) -> None:
     case = BY_NAME[name]
     model, x = case.model(), case.batch()
@@ -343,6 +367,21 @@ def test_functional_call_uses_the_parameters_it_is_given() -> None:
             torch.testing.assert_close(model(x), plain, **CLOSE)
 
 
+@torch.no_grad()
+def test_tensors_that_come_to_lie_where_others_lay_are_not_taken_for_them() -> None:
+    """A hypernetwork, or an average of checkpoints, gives new factors call after call in the same memory."""
+    case = BY_NAME["linear-alone"]
+    model, x = case.model(), case.batch()
+    base = model(x)
+    adapters = case.attach(model, "a", "b", shaken=True)
+    adapters.activate({"a": 1.0, "b": 1.0})
+    update = model(x) - base
+    factors = {key: p.detach() for key, p in model.named_parameters() if "lora_A" in key}
+    for factor in range(20):
+        found = functional_call(model, {key: p * factor for key, p in factors.items()}, (x,))
+        torch.testing.assert_close(found, base + factor * update, **CLOSE)
+
+
 def test_an_ensemble_of_factors_under_vmap_without_gradients() -> None:
     case = BY_NAME["linear-alone"]
     model, x = case.model(), case.batch()
@@ -359,38 +398,14 @@ def test_an_ensemble_of_factors_under_vmap_without_gradients() -> None:
 # -- several processes ---------------------------------------------------------------------------------
 
 
-def _ddp_model() -> tuple[nn.Module, Tensor]:
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).double()
-    adapters = attach(model, rank=2, targets=["0", "2"], heads="4", bias="adapted", dtype=FLOAT64)
-    shake(adapters, "default")
-    return model, torch.randn(8, 6, dtype=FLOAT64, generator=torch.Generator().manual_seed(4))
-
-
-def _worker(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
-    model, x = _ddp_model()
-    if rank:  # what a process starts from must not matter: the first one's tensors are sent to all
-        shake(adapters_of(model), "default", seed=5)
-    wrapped = DistributedDataParallel(model, find_unused_parameters=False)
-    for _ in range(2):
-        wrapped.zero_grad()
-        wrapped(x[rank * 4 : rank * 4 + 4]).square().mean().backward()
-    grads = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
-    torch.save(grads, Path(folder) / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_get_the_gradients_of_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(_worker, args=(port, str(tmp_path)), nprocs=2)
-    model, x = _ddp_model()
+    mp.spawn(two_processes.worker, args=(port, str(tmp_path)), nprocs=2)
+    model, x = two_processes.model_and_batch()
     model(x).square().mean().backward()
-    expected = {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+    expected = two_processes.gradients(model)
     assert len(expected) == 2 * 2 + 2 + 2
     for rank in range(2):
         grads = torch.load(tmp_path / f"{rank}.pt")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.adapters.cases import BF16, FLOAT32, FLOAT64
 from torch import Tensor, nn
 
 from loraloom.adapters import attach, fused_linear, plain_linear
-from tests.adapters.cases import BF16, FLOAT32, FLOAT64
 
 B, T, D, OUT, R = 3, 4, 7, 5, 3
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -161,7 +161,9 @@ def test_a_second_derivative_is_refused_not_wrong() -> None:
     made = tensors((B, D), FLOAT64)
     x = made["x"].requires_grad_()
     (first,) = torch.autograd.grad(
-        fused_linear(x, made["weight"], None, made["a"].requires_grad_(), made["b"], 1.0).square().sum(), x, create_graph=True
+        fused_linear(x, made["weight"], None, made["a"].requires_grad_(), made["b"], 1.0).square().sum(),
+        x,
+        create_graph=True,
     )
     with pytest.raises(RuntimeError, match="once_differentiable"):
         first.sum().backward()

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.adapters.cases import BF16, BY_NAME, CASES, CASES_ALL_DTYPES, FLOAT32, FLOAT64, Case
 from torch import Tensor, nn
 
 from loraloom.adapters import AdapterSet
 from loraloom.adapters.layers import slot_of
 from loraloom.errors import ConfigError, FormatError
-from tests.adapters.cases import BF16, BY_NAME, CASES, CASES_ALL_DTYPES, FLOAT32, FLOAT64, Case
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
 
@@ -159,7 +159,8 @@ def test_gradients_are_those_of_the_update_written_out(case: Case) -> None:
         if case.name == "embedding-padding":
             direction[..., 2] = 0  # the padding token's column of A is kept from training
         slope = _slope(model, x, weights, parameter, direction)
-        torch.testing.assert_close((grad * direction).sum().item(), slope, rtol=1e-6, atol=1e-7, msg=lambda m: f'{key}: {m}')
+        along = (grad * direction).sum().item()
+        assert along == pytest.approx(slope, rel=1e-6, abs=1e-7), key
 
 
 @torch.no_grad()
@@ -195,7 +196,8 @@ def test_adapters_trained_side_by_side_get_the_gradients_of_each_alone(case: Cas
         alone(x[mine]).square().sum().backward()
         theirs = dict(single.named_parameters(name))
         for key, parameter in adapters.named_parameters(name):
-            torch.testing.assert_close(parameter.grad, theirs[key].grad, **EXACT, msg=lambda m: f"{key}: {m}")
+            assert parameter.grad is not None and theirs[key].grad is not None, key
+            torch.testing.assert_close(parameter.grad, theirs[key].grad, **EXACT)
 
 
 def test_set_trainable_chooses_who_receives_gradients() -> None:
@@ -446,7 +448,9 @@ def test_adapters_of_other_ranks_and_scales_mix(case: Case) -> None:
     base = out(model, x)
     rank = 8 if "groups" in case.name or "depthwise" in case.name else 3
     adapters = case.attach(model, "a", shaken=True)
-    case.attach(model, "b", shaken=True, **{**case.settings, "rank": rank + rank % 2, "alpha": 5.0, "scaling": "rslora"})
+    case.attach(
+        model, "b", shaken=True, **{**case.settings, "rank": rank + rank % 2, "alpha": 5.0, "scaling": "rslora"}
+    )
     adapters.activate("a")
     parts = out(model, x) - base
     adapters.activate("b")

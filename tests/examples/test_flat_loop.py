@@ -35,7 +35,10 @@ def test_it_is_short(flat_loop: ModuleType) -> None:
 
 def test_step_for_step_equal_to_the_real_loop(flat_loop: ModuleType, tmp_path: Path) -> None:
     base = make_tiny_base(tmp_path / "base", seed=0)
-    files = {"train": write_csv(tmp_path / "train.csv", sentences(50)), "eval": write_csv(tmp_path / "e.csv", sentences(20))}
+    files = {
+        "train": write_csv(tmp_path / "train.csv", sentences(50)),
+        "eval": write_csv(tmp_path / "e.csv", sentences(20)),
+    }
     shared = {"rank": 4, "learning_rate": 1e-2, "epochs": 3, "batch_size": 8, "seed": 3}
     settings = flat_loop.Settings(
         base=str(base), train=str(files["train"]), evaluation=str(files["eval"]), max_grad_norm=0.5, **shared

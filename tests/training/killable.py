@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 import torch._dynamo  # what torch.optim loads at its first use, in seconds
+from tiny_task import TinyTask
 
 from loraloom.training import results
 from loraloom.training.config import TrainConfig
 from loraloom.training.run import train
-
-from tiny_task import TinyTask
 
 # The server reads its path from here alone (before Python 3.13 it passes over its parent's sys.path).
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *sys.path[1:]])

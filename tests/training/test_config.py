@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from loraloom.adapters import AdapterSpec
@@ -86,6 +86,7 @@ def test_numbers_that_yaml_takes_for_text_are_numbers(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "learning_rate: 1e-3")).learning_rate == 1e-3
 
 
+@settings(deadline=None)
 @given(key=st.sampled_from([key for key, _ in dotted_keys(TrainConfig) if len(key) > 5]), data=st.data())
 def test_a_letter_too_few_leads_to_the_right_key(key: str, data: st.DataObject) -> None:
     parent, _, name = key.rpartition(".")
@@ -113,7 +114,9 @@ def test_the_reference_holds_every_key_with_its_default_and_description() -> Non
 def test_the_adapters_settings_are_those_of_the_adapters_layer() -> None:
     settings = AdapterConfig().spec_settings(seed=3, heads=("classifier",))
     assert AdapterSpec.of(**settings) == AdapterSpec(seed=3, heads=("classifier",))
-    spec = AdapterSpec.of(**AdapterConfig(layers="1-3", targets=["q", "v"], heads=["h"]).spec_settings(seed=0, heads=("c",)))
+    spec = AdapterSpec.of(
+        **AdapterConfig(layers="1-3", targets=["q", "v"], heads=["h"]).spec_settings(seed=0, heads=("c",))
+    )
     assert (spec.layers, spec.targets, spec.heads) == ((1, 2, 3), ("q", "v"), ("c", "h"))
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_task import tiny_config
 from torch import nn
 
 from loraloom.errors import ConfigError, OutputError, TrainingError
@@ -27,8 +28,6 @@ from loraloom.training.optim import full_roles, make_optimizer, parameter_groups
 from loraloom.training.precision import has_bf16, resolve_precision
 from loraloom.training.seeds import own_randomness, seed_generators, step_seed
 from loraloom.training.watch import LossWatch
-
-from tiny_task import tiny_config
 
 CPU = torch.device("cpu")
 
@@ -104,6 +103,7 @@ def test_the_callers_randomness_and_algorithms_are_given_back() -> None:
 # --- optimiser
 
 
+@settings(deadline=None)
 @given(steps=st.integers(1, 400), warmup=st.floats(0, 1), schedule=st.sampled_from(["linear", "cosine", "constant"]))
 def test_the_schedule_rises_then_never_rises_and_no_step_is_idle(steps: int, warmup: float, schedule: str) -> None:
     factors = [schedule_factor(step, steps, warmup=warmup, schedule=schedule) for step in range(steps)]
@@ -125,7 +125,12 @@ def test_the_schedules_values() -> None:
 def test_each_role_has_its_rate_and_vectors_do_not_decay(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, learning_rate=0.1, lr_ratio=16, head_learning_rate=0.3, weight_decay=0.5)
     matrix, vector = nn.Parameter(torch.zeros(2, 2)), nn.Parameter(torch.zeros(2))
-    roles = {"A": [matrix], "B": [nn.Parameter(torch.zeros(2, 2))], "bias": [nn.Parameter(torch.zeros(2))], "head": [vector]}
+    roles = {
+        "A": [matrix],
+        "B": [nn.Parameter(torch.zeros(2, 2))],
+        "bias": [nn.Parameter(torch.zeros(2))],
+        "head": [vector],
+    }
     groups = parameter_groups(roles, config)
     assert [(group["role"], group["peak"], group["weight_decay"]) for group in groups] == [
         ("A", 0.1, 0.5),
@@ -218,7 +223,10 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OutputError, match=r"no space is left on the disk; free some, or choose another folder"):
         replace_json(tmp_path / "kept.json", {"new": 1})
-    with pytest.raises(OutputError, match="cannot be written: no space is left"), folder_in_one_move(tmp_path / "state") as folder:
+    with (
+        pytest.raises(OutputError, match="cannot be written: no space is left"),
+        folder_in_one_move(tmp_path / "state") as folder,
+    ):
         write_tensors(folder / "a.safetensors", {"a": torch.zeros(2)})
     assert [path.name for path in tmp_path.iterdir()] == ["kept.json"]
     assert (tmp_path / "kept.json").read_text() == "{}"
@@ -269,9 +277,10 @@ def test_a_full_disk_in_the_log_is_told_once(tmp_path: Path, monkeypatch: pytest
         def close(self) -> None:
             full_disk()
 
-    with pytest.raises(OutputError, match=r"log.jsonl' cannot be written: no space"), RunLog(
-        tmp_path, step=0, tensorboard=False
-    ) as log:
+    with (
+        pytest.raises(OutputError, match=r"log.jsonl' cannot be written: no space"),
+        RunLog(tmp_path, step=0, tensorboard=False) as log,
+    ):
         log.close()
         monkeypatch.setattr(log, "_file", Full())
         log.write("step", 1, {})

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from killable import exit_status, start
+from tiny_task import TinyTask, result_bytes, tiny_config
 
 from loraloom.errors import ConfigError
 from loraloom.training import loop as loop_module
@@ -20,9 +22,6 @@ from loraloom.training.checkpoint import complete_checkpoints, newest_checkpoint
 from loraloom.training.config import TrainConfig
 from loraloom.training.log import read_log
 from loraloom.training.run import train
-
-from killable import exit_status, start
-from tiny_task import TinyTask, result_bytes, tiny_config
 
 SETTINGS = {"epochs": 3, "checkpoint_every": 4, "evaluate_every": 6, "adapter__dropout": 0.2, "base_dropout": True}
 

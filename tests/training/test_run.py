@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from tiny_task import TinyTask, result_bytes, tiny_config
 from torch import Tensor, nn
 
 from loraloom.errors import ConfigError, DataError, MissingExtraError, OutputError, TargetError, TrainingError
@@ -25,8 +26,6 @@ from loraloom.training.checkpoint import complete_checkpoints
 from loraloom.training.log import read_log
 from loraloom.training.reporter import EvalEvent, RunPlan, RunResult, SilentReporter, StepEvent
 from loraloom.training.run import train
-
-from tiny_task import TinyTask, result_bytes, tiny_config
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -42,7 +41,7 @@ class Listener(SilentReporter):
         self.step, self.evaluated = self.steps.append, self.evaluations.append
 
 
-def test_a_run_learns_and_its_folder_is_complete(tmp_path: Path) -> None:
+def test_a_run_learns_and_its_folder_is_complete(tmp_path: Path, pictures: None) -> None:
     listener = Listener()
     result = train(tiny_config(tmp_path, epochs=6), TinyTask(), reporter=listener)
     out = tmp_path / "out"
@@ -78,7 +77,7 @@ def _check_log(out: Path, record: dict[str, Any]) -> None:
 
 def _check_record(record: dict[str, Any], out: Path) -> None:
     assert record["base"] == {"name": "tiny-base", "source": "hub", "fingerprint": record["base"]["fingerprint"]}
-    assert list(record["data"]["sha256"].values())[0]
+    assert [len(digest) for digest in record["data"]["sha256"].values()] == [64]
     assert record["effective"]["rank"] == [8]
     assert record["effective"]["alpha"] == [16.0]
     assert record["effective"]["scale"] == [2.0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tiny_task import TinyTask, tiny_config
 from torch import Tensor, nn
 
 from loraloom.errors import TrainingError
@@ -16,8 +18,6 @@ from loraloom.training.prepare import prepare
 from loraloom.training.processes import Processes
 from loraloom.training.scoring import predict_features
 from loraloom.training.stepper import Stepper, out_of_memory
-
-from tiny_task import TinyTask, tiny_config
 
 NOTES: list[str] = []
 
@@ -34,7 +34,7 @@ def make_job(folder: Path, task: TinyTask | None = None, **settings: Any) -> Job
 def steps(job: Job, count: int = 6, micro: int | None = None) -> tuple[list[float], dict[str, Tensor]]:
     stepper = Stepper(job, micro or job.config.batch_size, NOTES.append)
     losses = []
-    for number, indices in zip(range(count), job.batches(0)):
+    for number, indices in enumerate(itertools.islice(job.batches(0), count)):
         losses.append(stepper.step(indices, number, 1.0)[0].item())
     return losses, {name: tensor.detach().clone() for name, tensor in job.trained.items()}
 

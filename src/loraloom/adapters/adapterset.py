@@ -5,27 +5,20 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from loraloom.adapters.functional import Gate
-from loraloom.adapters.initialise import INITIALISERS, site_generator
-from loraloom.adapters.layers import KINDS, Adapted, AdaptedParameters, adapted_class, layer_kind, slot_of
-from loraloom.adapters.layers.base import Signature, Slot, put_slot
+from loraloom.adapters.layers.base import Signature
 from loraloom.adapters.merging import Merge
+from loraloom.adapters.placement import Placed, Placement
 from loraloom.adapters.plan import AttachPlan, plan_attach
-from loraloom.adapters.site import Copied, Site
 from loraloom.adapters.spec import AdapterSpec
 from loraloom.errors import ConfigError, FormatError, one_error, suggest
 
 Route = str | Mapping[str, float] | None
-_FACTOR_ROLES = ("A", "B")
-_SHORTCUTS = (
-    (nn.TransformerEncoderLayer, "activation_relu_or_gelu"),
-    (nn.TransformerEncoder, "use_nested_tensor"),
-)
 
 
 class Restore:
@@ -60,15 +53,12 @@ class AdapterSet:
         self.head: str | None = None
         self.fused = True
         """False computes every linear layer in the plain way (for per-sample gradients, or to compare)."""
-        self._plans: dict[str, AttachPlan] = {}
-        self._specs: dict[str, AdapterSpec] = {}
-        self._slots: dict[str, Slot] = {}
+        self._placement = Placement(model, self)
         self._gates: dict[Any, Gate] = {}
         self._training: bool | None = None
         self._merge: Merge | None = None
         self._before_merge: tuple[Any, Any, Any] = ({}, None, None)
         self._required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
-        self._bypassing: list[tuple[nn.Module, str, Any]] = []
         model.requires_grad_(False)
 
     # -- adding and removing ------------------------------------------------------------------------
@@ -76,15 +66,15 @@ class AdapterSet:
     @property
     def names(self) -> list[str]:
         """The adapters, in the order they were added."""
-        return list(self._plans)
+        return list(self._placement.adapters)
 
     def spec(self, name: str) -> AdapterSpec:
         """The settings an adapter was made with."""
-        return self._specs[self._known(name)]
+        return self._placement.adapters[self._known(name)].spec
 
     def plan(self, name: str) -> AttachPlan:
         """The sites and copies of an adapter."""
-        return self._plans[self._known(name)]
+        return self._placement.adapters[self._known(name)].plan
 
     def add(
         self, name: str, spec: AdapterSpec | None = None, *, plan: AttachPlan | None = None, **settings: Any
@@ -96,19 +86,14 @@ class AdapterSet:
         """
         if not name or not name.replace("-", "_").isidentifier():
             raise ConfigError(f"{name!r} cannot be the name of an adapter: use letters, digits, '_' and '-'")
-        if name in self._plans:
+        if name in self.names:
             raise ConfigError(f"an adapter named {name!r} is already attached; delete it first")
         self._refuse_if_merged("add an adapter")
         spec = spec or AdapterSpec.of(**settings)
         plan = plan or plan_attach(self.model, spec)
         for sentence in plan.warnings:
             warnings.warn(sentence, stacklevel=3)
-        self._plans[name], self._specs[name] = plan, spec
-        for site in plan.sites:
-            self._place_site(name, site, spec)
-        for copied in plan.copies:
-            self._place_copies(name, copied)
-        self._block_shortcuts()
+        self._placement.place(name, Placed(spec, plan))
         self.activate(name)
         self.set_trainable(name)
         return plan
@@ -116,12 +101,7 @@ class AdapterSet:
     def delete(self, name: str) -> None:
         """Remove an adapter and free its tensors."""
         self._refuse_if_merged("delete an adapter")
-        self._known(name)
-        for path, slot in list(self._slots.items()):
-            slot.forget(name)
-            if slot.empty:
-                self._give_back_class(path, slot)
-        del self._plans[name], self._specs[name]
+        self._placement.remove(self._known(name))
         self.routes = None
         self.active = {other: weight for other, weight in self.active.items() if other != name}
         self.head = None if self.head == name else self.head
@@ -133,66 +113,10 @@ class AdapterSet:
             self.unmerge()
         for name in self.names:
             self.delete(name)
-        for module, switch, value in self._bypassing:
-            setattr(module, switch, value)
-        self._bypassing.clear()
+        self._placement.open_shortcuts()
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._required_grad)
         return self.model
-
-    def _slot(self, path: str, mixin: type[Adapted]) -> Slot:
-        slot = self._slots.get(path)
-        if slot is None:
-            module = self.model.get_submodule(path)
-            slot = self._slots[path] = Slot(module, self)
-            put_slot(module, slot)
-            module.__class__ = adapted_class(mixin, slot.base_class)
-        return slot
-
-    def _give_back_class(self, path: str, slot: Slot) -> None:
-        slot.module.__class__ = slot.base_class
-        put_slot(slot.module, None)
-        del self._slots[path]
-
-    def _place_site(self, name: str, site: Site, spec: AdapterSpec) -> None:
-        mixin = AdaptedParameters if site.substituted else cast("type[Adapted]", KINDS[site.kind])
-        slot = self._slot(site.module, mixin)
-        slot.sites.setdefault(name, {})[site.parameter] = site
-        if site.shares is not None:
-            slot.owners[name] = self.model.get_submodule(site.shares)
-        else:
-            a, b = INITIALISERS[spec.init](
-                site.shape_a, site.shape_b, KINDS[site.kind].lookup, site_generator(spec.seed, site.path)
-            )
-            device = slot.module.get_parameter(site.parameter).device
-            for role, factor in zip(_FACTOR_ROLES, (a, b), strict=True):
-                registered = slot.parameter(role, name, site.parameter)
-                slot.module.register_parameter(registered, nn.Parameter(factor.to(device, spec.dtype)))
-        slot.changed()
-
-    def _place_copies(self, name: str, copied: Copied) -> None:
-        module = self.model.get_submodule(copied.module)
-        mixin = next((c for c in type(module).__mro__ if issubclass(c, Adapted)), None)
-        kind = None if copied.role == "head" else _additive_kind(module)
-        slot = self._slot(copied.module, mixin or kind or AdaptedParameters)
-        for parameter in copied.parameters:
-            slot.copies.setdefault(name, {})[parameter] = copied.role
-            base = module.get_parameter(parameter)
-            dtype = torch.promote_types(base.dtype, self.spec(name).dtype)
-            own = nn.Parameter(base.detach().to(dtype, copy=True))
-            module.register_parameter(slot.parameter("copy", name, parameter), own)
-        slot.changed()
-
-    def _block_shortcuts(self) -> None:
-        """nn.TransformerEncoderLayer has a fast path that reads its children's weights without calling them;
-        it is switched off, for adapters in those children would silently not act. So are the nested tensors that
-        nn.TransformerEncoder makes for that path alone."""
-        for module in self.model.modules():
-            switch = next((switch for cls, switch in _SHORTCUTS if isinstance(module, cls)), None)
-            value = getattr(module, switch, None) if switch else None
-            if switch and value and any(slot_of(child) is not None for child in module.modules()):
-                self._bypassing.append((module, switch, value))
-                setattr(module, switch, type(value)(0))
 
     # -- who acts -----------------------------------------------------------------------------------
 
@@ -285,7 +209,7 @@ class AdapterSet:
             raise ConfigError(f"head={head!r} is not one of the acting adapters ({', '.join(names)})")
         owners: dict[str, str] = {}
         for name in names if head is None else []:
-            for copied in self._plans[name].copies:
+            for copied in self.plan(name).copies:
                 if copied.role == "head" and owners.setdefault(copied.module, name) != name:
                     raise ConfigError(
                         f"adapters {owners[copied.module]!r} and {name!r} each have a head {copied.module!r}, and "
@@ -309,7 +233,7 @@ class AdapterSet:
         return module.training if self._training is None else self._training
 
     def dropout(self, name: str) -> float:
-        return self._specs[name].dropout
+        return self._placement.adapters[name].spec.dropout
 
     def parameters(self, *names: str) -> Iterator[nn.Parameter]:
         """The parameters of these adapters, or of all."""
@@ -319,31 +243,19 @@ class AdapterSet:
 
     def named_parameters(self, name: str) -> Iterator[tuple[str, nn.Parameter]]:
         """(path|role, parameter) of one adapter; role is "A", "B", "bias" or "head"."""
-        for key, _, parameter in self._entries(self._known(name)):
+        for key, _, parameter in self._placement.entries(self._known(name)):
             yield key, parameter
 
     def parameters_by_role(self, name: str) -> dict[str, list[nn.Parameter]]:
         """The parameters of one adapter as {"A": …, "B": …, "bias": …, "head": …}, for separate learning rates."""
         roles: dict[str, list[nn.Parameter]] = {"A": [], "B": [], "bias": [], "head": []}
-        for _, role, parameter in self._entries(self._known(name)):
+        for _, role, parameter in self._placement.entries(self._known(name)):
             roles[role].append(parameter)
         return roles
 
     def num_parameters(self, name: str) -> int:
         """How many numbers of an adapter train."""
         return self.plan(name).size
-
-    def _entries(self, name: str) -> Iterator[tuple[str, str, nn.Parameter]]:
-        plan = self._plans[name]
-        for site in plan.sites:
-            if site.shares is None:
-                slot = self._slots[site.module]
-                for role in _FACTOR_ROLES:
-                    parameter = slot.module._parameters[slot.parameter(role, name, site.parameter)]
-                    yield f"{site.path}|{role}", role, cast(nn.Parameter, parameter)
-        for copied in plan.copies:
-            for path, inner in zip(copied.paths, copied.parameters, strict=True):
-                yield f"{path}|{copied.role}", copied.role, self._slots[copied.module].copy(name, inner)
 
     # -- tensors ------------------------------------------------------------------------------------
 
@@ -370,16 +282,7 @@ class AdapterSet:
         if site is None:
             known = [site.path for site in self.plan(name).sites]
             raise ConfigError(f"adapter {name!r} has no site {path!r}{suggest(path, known)}")
-        return self.site_delta(name, site)
-
-    def site_delta(self, name: str, site: Site) -> Tensor:
-        """ΔW at one of an adapter's sites; see `delta`."""
-        slot = self._slots[site.module]
-        base = slot.module.get_parameter(site.parameter)
-        dtype = torch.promote_types(base.dtype, torch.float32) if base.is_floating_point() else torch.float32
-        a, b = (factor.detach().to(dtype) for factor in slot.factors(name, site.parameter))
-        owner = slot.module.get_submodule(site.parameter.rpartition(".")[0])
-        return KINDS[site.kind].delta(a, b, owner, site.shape) * site.scale
+        return self._placement.delta(name, site)
 
     # -- merging ------------------------------------------------------------------------------------
 
@@ -402,7 +305,7 @@ class AdapterSet:
                 return
             self._refuse_if_merged("merge other adapters")
         self._check_mix(weights, self.head if self.head in weights else None)
-        merge = Merge.of(self, dict(weights), self._slots)
+        merge = Merge.of(self._placement, dict(weights), self.head)
         former = (self.active, self.routes, self.head)
         merge.apply()
         self._merge, self._before_merge = merge, former
@@ -423,17 +326,10 @@ class AdapterSet:
             raise ConfigError(f"cannot {what} while {', '.join(self._merge.weights)} is merged: call unmerge() first")
 
     def _known(self, name: str) -> str:
-        if name not in self._plans:
-            have = f"there are {', '.join(self._plans)}" if self._plans else "there is none"
-            raise ConfigError(f"no adapter named {name!r} is attached ({have}){suggest(name, self._plans)}")
+        if name not in self._placement.adapters:
+            have = f"there are {', '.join(self.names)}" if self.names else "there is none"
+            raise ConfigError(f"no adapter named {name!r} is attached ({have}){suggest(name, self.names)}")
         return name
-
-
-def _additive_kind(module: nn.Module) -> type[Adapted] | None:
-    """The class that lets a layer carry a bias of its own beside updates of other adapters."""
-    from_kind = {kind: KINDS[kind] for kind in ("linear", "conv1d", "conv2d", "conv3d", "conv1d-transposed")}
-    kind = layer_kind(module)
-    return cast("type[Adapted] | None", from_kind.get(kind or ""))
 
 
 def tensor_faults(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> list[str]:

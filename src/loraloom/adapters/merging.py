@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 
 from loraloom.adapters.layers.base import Slot
+from loraloom.adapters.placement import Placement
+from loraloom.adapters.site import Site
 from loraloom.errors import ConfigError, one_error
-
-if TYPE_CHECKING:
-    from loraloom.adapters.adapterset import AdapterSet
 
 
 class Merge:
@@ -27,21 +23,18 @@ class Merge:
         self._former: list[Tensor] = []
 
     @classmethod
-    def of(cls, adapters: AdapterSet, weights: dict[str, float], slots: Mapping[str, Slot]) -> Merge:
+    def of(cls, placement: Placement, weights: dict[str, float], head: str | None) -> Merge:
         """Work out every merged weight; nothing changes yet. Raises ConfigError naming each site that cannot be."""
         results: dict[int, tuple[nn.Parameter, Tensor]] = {}
         faults: list[str] = []
         for name, weight in weights.items():
-            faults += _tied_faults(adapters, name)
-            for site in adapters.plan(name).sites:
+            faults += _tied_faults(placement, name)
+            for site in placement.adapters[name].plan.sites:
                 if site.shares is not None:
                     continue  # the owner's merge changes the one tensor that both use
-                base = slots[site.module].module.get_parameter(site.parameter)
-                if not base.is_floating_point():
-                    faults.append(f"{site.path!r} is quantised ({base.dtype}), which has no room for an update")
-                    continue
+                base = placement.slots[site.module].module.get_parameter(site.parameter)
                 try:
-                    delta = adapters.site_delta(name, site)
+                    delta = _delta(placement, name, site, base)
                 except ValueError as error:
                     faults.append(f"{site.path!r}: {error}")
                     continue
@@ -49,7 +42,7 @@ class Merge:
                 results[id(base)] = (base, so_far + weight * delta)
         if faults:
             raise one_error(ConfigError, "cannot merge", faults)
-        return cls(weights, [*results.values(), *_copies(adapters, weights, slots)])
+        return cls(weights, [*results.values(), *_copies(placement, weights, head)])
 
     def apply(self) -> None:
         self._former = [parameter.detach().clone() for parameter, _ in self._merged]
@@ -65,24 +58,27 @@ class Merge:
                 parameter.copy_(value)
 
 
-def _copies(
-    adapters: AdapterSet, weights: dict[str, float], slots: Mapping[str, Slot]
-) -> list[tuple[nn.Parameter, Tensor]]:
+def _delta(placement: Placement, name: str, site: Site, base: nn.Parameter) -> Tensor:
+    """ΔW at a site. Raises ValueError where the base weight cannot take it."""
+    if not base.is_floating_point():
+        raise ValueError(f"the weight is quantised ({base.dtype}) and has no room for an update")
+    return placement.delta(name, site)
+
+
+def _copies(placement: Placement, weights: dict[str, float], head: str | None) -> list[tuple[nn.Parameter, Tensor]]:
     """Heads as they are, biases by weight."""
     results = []
-    for slot in slots.values():
+    for slot in placement.slots.values():
         holders = {name: weight for name, weight in weights.items() if name in slot.copies}
         for parameter in {inner for name in holders for inner in slot.copies[name]}:
             base = slot.module.get_parameter(parameter)
             owners = {name: weight for name, weight in holders.items() if parameter in slot.copies[name]}
-            results.append((base, _merged_copy(adapters, slot, parameter, owners, base)))
+            results.append((base, _merged_copy(slot, parameter, owners, base, head)))
     return results
 
 
-def _merged_copy(
-    adapters: AdapterSet, slot: Slot, parameter: str, owners: dict[str, float], base: nn.Parameter
-) -> Tensor:
-    chosen = adapters.head if adapters.head in owners else next(iter(owners))
+def _merged_copy(slot: Slot, parameter: str, owners: dict[str, float], base: nn.Parameter, head: str | None) -> Tensor:
+    chosen = head if head is not None and head in owners else next(iter(owners))
     if slot.copies[chosen][parameter] == "head" or owners == {chosen: 1.0}:
         return slot.copy(chosen, parameter).detach()
     mixed = base.detach().to(torch.promote_types(base.dtype, torch.float32))
@@ -91,16 +87,17 @@ def _merged_copy(
     return mixed
 
 
-def _tied_faults(adapters: AdapterSet, name: str) -> list[str]:
+def _tied_faults(placement: Placement, name: str) -> list[str]:
     """A weight that two modules use can only be merged where both carry the update."""
-    if adapters.spec(name).tied != "separate":
+    spec, plan = placement.adapters[name]
+    if spec.tied != "separate":
         return []
     users: dict[int, list[str]] = {}
-    for path, parameter in adapters.model.named_parameters(remove_duplicate=False):
+    for path, parameter in placement.model.named_parameters(remove_duplicate=False):
         users.setdefault(id(parameter), []).append(path)
     faults = []
-    for site in adapters.plan(name).sites:
-        weight = adapters.model.get_submodule(site.module).get_parameter(site.parameter)
+    for site in plan.sites:
+        weight = placement.model.get_submodule(site.module).get_parameter(site.parameter)
         if len(users[id(weight)]) > 1:
             faults.append(
                 f"the weight of {site.path!r} is tied ({', '.join(users[id(weight)])}) and adapted separately"

@@ -84,7 +84,7 @@ class LoRA(nn.Module):
         self.adapters = attach(model, name=name, rank=rank, **settings)
         self.model = model
         self.adapter_name = name
-        self.register_load_state_dict_post_hook(_forgive_base)
+        self.register_load_state_dict_post_hook(_forgive_base)  # type: ignore[no-untyped-call]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.model(*args, **kwargs)

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -33,7 +33,8 @@ class AdapterSpec:
 
     A pattern is a name (`"query"` matches every module whose path ends in `.query`), a glob
     (`"encoder.layer.*.dense"`) or a regular expression (`"re:.*\\.(q|k)_proj"`, matched on the whole path).
-    Raises ConfigError for a value out of range.
+    May be written loosely: one pattern or several, compiled ones too; layers as 3, [0, -1], range(4) or "4-7"; a
+    dtype by its name. Raises ConfigError for a value out of range.
     """
 
     rank: int = 8
@@ -71,6 +72,10 @@ class AdapterSpec:
     """Of the factors, whatever the base is in."""
 
     def __post_init__(self) -> None:
+        written = {name: getattr(self, name) for name in ("targets", "exclude", "parameters", "heads")}
+        tidy = {name: _patterns(value) for name, value in written.items()}
+        for name, value in (tidy | {"layers": _layer_numbers(self.layers), "dtype": _dtype(self.dtype)}).items():
+            object.__setattr__(self, name, value)
         faults = [fault for fault in _faults(self) if fault]
         if faults:
             raise ConfigError("; ".join(faults))
@@ -92,18 +97,11 @@ class AdapterSpec:
 
     @classmethod
     def of(cls, **settings: Any) -> AdapterSpec:
-        """A spec from loosely written settings: one pattern or several, a range of layers, a dtype by name."""
+        """A spec from settings by name. Raises ConfigError, with the nearest name, for one that there is not."""
         known = {entry.name for entry in fields(cls)}
         for key in settings:
             if key not in known:
                 raise ConfigError(f"unknown adapter setting {key!r}{suggest(key, known)}")
-        for key in ("targets", "exclude", "parameters", "heads"):
-            if key in settings:
-                settings[key] = _patterns(settings[key])
-        if settings.get("layers") is not None:
-            settings["layers"] = _layer_numbers(settings["layers"])
-        if isinstance(settings.get("dtype"), str):
-            settings["dtype"] = _dtype(settings["dtype"])
         return cls(**settings)
 
 
@@ -113,19 +111,20 @@ def _patterns(value: Pattern | Sequence[Pattern]) -> tuple[str, ...]:
     return tuple(f"re:{entry.pattern}" if isinstance(entry, re.Pattern) else entry for entry in entries)
 
 
-def _layer_numbers(value: int | str | range | Sequence[int]) -> tuple[int, ...]:
-    """Block numbers from 3, [0, 1], range(4) or "4-7"."""
-    if isinstance(value, int):
-        return (value,)
-    if isinstance(value, str):
-        bounds = re.fullmatch(r"(\d+)-(\d+)", value)
-        if bounds is None:
-            raise ConfigError(f"layers {value!r} is not a range such as '4-7', a number or a list of numbers")
+def _layer_numbers(value: int | str | range | Sequence[int] | None) -> tuple[int, ...] | None:
+    """Block numbers from 3, [0, 1], range(4) or "4-7"; None stays None."""
+    bounds = re.fullmatch(r"(\d+)-(\d+)", value) if isinstance(value, str) else None
+    if bounds is not None:
         return tuple(range(int(bounds[1]), int(bounds[2]) + 1))
-    return tuple(value)
+    numbers = tuple(value) if isinstance(value, range | list | tuple) else (value,)
+    if value is not None and not all(isinstance(number, int) for number in numbers):
+        raise ConfigError(f"layers {value!r} is not a range such as '4-7', a number or a list of numbers")
+    return None if value is None else cast("tuple[int, ...]", numbers)
 
 
-def _dtype(name: str) -> torch.dtype:
+def _dtype(name: str | torch.dtype) -> torch.dtype:
+    if isinstance(name, torch.dtype):
+        return name
     if name not in _DTYPES:
         raise ConfigError(f"dtype {name!r} is not one of {', '.join(_DTYPES)}{suggest(name, _DTYPES)}")
     return _DTYPES[name]
@@ -139,7 +138,7 @@ def _faults(spec: AdapterSpec) -> list[str]:
         _choice_fault("bias", spec.bias, BIASES),
         _choice_fault("tied", spec.tied, TIED),
         _choice_fault("init", spec.init, INITS),
-        "" if 0 <= spec.dropout < 1 else f"dropout is {spec.dropout}: it must be at least 0 and below 1",
+        "" if _is_number(spec.dropout) and 0 <= spec.dropout < 1 else _dropout_fault(spec.dropout),
         "" if spec.targets or spec.parameters or spec.heads else "targets is empty: name at least one module",
         "" if spec.dtype.is_floating_point else f"dtype is {spec.dtype}: factors must be floating point",
     ]
@@ -152,9 +151,17 @@ def _rank_fault(name: str, rank: object) -> str:
 
 
 def _alpha_fault(name: str, alpha: float | None) -> str:
-    if alpha is None or (math.isfinite(alpha) and alpha > 0):
+    if alpha is None or (_is_number(alpha) and math.isfinite(alpha) and alpha > 0):
         return ""
     return f"alpha is {alpha!r}{'' if name == 'alpha' else f' for {name!r}'}: it must be finite and above 0"
+
+
+def _dropout_fault(share: object) -> str:
+    return f"dropout is {share!r}: it must be at least 0 and below 1"
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
 
 
 def _choice_fault(name: str, value: str, options: Sequence[str]) -> str:

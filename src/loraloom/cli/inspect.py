@@ -37,8 +37,8 @@ def inspect(
     columns = ("layer", "‖ΔW‖ / ‖W‖", "rank", "effective", "90 % in", "99 % in")
     output.show_table(columns, [_cells(site) for site in found.sites])
     if found.patterns:
-        columns = ("target pattern", "layers", "parameters")
-        output.show_table(columns, [[row["pattern"], row["sites"], f"{row['parameters']:,}"] for row in found.patterns])
+        rows = [[row["pattern"], row["sites"], f"{row['parameters']:,}"] for row in found.patterns]
+        output.show_table(("target pattern", "layers", "parameters"), rows)
     output.say(*_summary(found.record), found.verdict, *([f"drawn in {png}"] if png else []))
 
 

@@ -126,7 +126,7 @@ def plan_of(config: TrainConfig) -> RunPlan:
     """What a run of this configuration would do; all that it would read and check has been."""
     reporter = PlanOnly()
     try:
-        train(config, create_task(config.task), reporter=reporter)
+        train(config, create_task(config.task, **config.task_options), reporter=reporter)
     except _Planned:
         return reporter.plan
     raise OutputError(f"out: '{config.out}' holds a finished run; choose another folder with --out")

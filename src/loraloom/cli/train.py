@@ -10,8 +10,8 @@ import typer
 
 from loraloom.cli.options import Debug, Flag, Json, parse_assignment, settings_flags
 from loraloom.errors import ConfigError, OutputError
-from loraloom.training.config import TrainConfig, load_config
-from loraloom.training.settings_file import dotted_keys, reference_yaml
+from loraloom.training.config import TrainConfig, load_config, reference_yaml
+from loraloom.training.settings_file import dotted_keys
 
 FIELDS = dict(dotted_keys(TrainConfig))
 _SETTINGS = {
@@ -30,6 +30,7 @@ _SETTINGS = {
     "--epochs": "epochs",
     "--max-steps": "max_steps",
     "--batch-size": "batch_size",
+    "--max-length": "max_length",
     "--learning-rate": "learning_rate",
     "--precision": "precision",
     "--patience": "patience",
@@ -67,7 +68,7 @@ def train(
 ) -> None:
     """Fine-tune a base model on your data, with LoRA or in full."""
     if reference:
-        typer.echo(reference_yaml(TrainConfig), nl=False)
+        typer.echo(reference_yaml(), nl=False)
         return
     if dry_run and resume:
         raise ConfigError("--dry-run shows how a run would begin; leave out --resume")
@@ -110,7 +111,7 @@ def _run(config: TrainConfig, *, resume: bool, as_json: bool) -> None:
     from loraloom.training import run
 
     with reporting() as reporter:
-        result = run.train(config, create_task(config.task), reporter=reporter, resume=resume)
+        result = run.train(config, create_task(config.task, **config.task_options), reporter=reporter, resume=resume)
     if as_json:
         output.emit({"out": str(result.out), **result.record})
         return

@@ -163,8 +163,11 @@ def _count(value: Any) -> bool:
     return type(value) is int and value >= 1
 
 
+_LARGEST = 1e30  # beyond it float32 has no room for the products
+
+
 def _scale(value: Any) -> bool:
-    return type(value) in (int, float) and math.isfinite(value) and value > 0
+    return type(value) in (int, float) and 0 < value <= _LARGEST  # which NaN is not
 
 
 def _flag(value: Any) -> bool:

@@ -71,6 +71,11 @@ def read_folder(folder: Path | str) -> AdapterFile:
         for key, tensor in tensors.items()
         if tensor.is_floating_point() and not torch.isfinite(tensor).all()
     ]
+    faults += [
+        f"tensor {key!r} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating-point numbers"
+        for key, tensor in tensors.items()
+        if ".lora_" in key and not tensor.is_floating_point()
+    ]
     if faults:
         raise one_error(FormatError, str(path / WEIGHTS_NAME), faults)
     file = AdapterFile(config, tensors, metadata, path)

@@ -34,21 +34,21 @@ class Fit(NamedTuple):
 def fit(model: nn.Module, file: AdapterFile) -> Fit:
     """Raises FormatError that names every tensor which is missing, left over, misshapen or for another base."""
     sorter = KeySorter(model, file)
-    found = sorter.sort()
-    _raise(file, sorter.faults)
+    sorter.sort()
     fitter = _Fitter(sorter)
     result = fitter.fit()
     _raise(file, fitter.faults)
-    assert result is not None and found is sorter.found
+    assert result is not None
     return result
 
 
 def _raise(file: AdapterFile, faults: list[str]) -> None:
-    if not faults:
-        return
-    more = len(faults) - _MOST_FAULTS
-    told = faults if more <= 0 else [*faults[:_MOST_FAULTS], f"and {more} more"]
-    raise one_error(FormatError, f"adapter {file.path} does not fit this model", told)
+    title = f"adapter {file.path} does not fit this model"
+    if len(faults) > _MOST_FAULTS:
+        told = [*faults[:_MOST_FAULTS], f"and {len(faults) - _MOST_FAULTS} more"]
+        raise FormatError("\n  - ".join([f"{title}, {len(faults)} faults:", *told]))
+    if faults:
+        raise one_error(FormatError, title, faults)
 
 
 class _Fitter:
@@ -57,15 +57,20 @@ class _Fitter:
         self.found, self.modules = sorter.found, sorter.modules
         assert sorter.found.names is not None
         self.names = sorter.found.names
-        self.warnings = sorter.warnings
-        self.faults: list[str] = []
+        self.warnings, self.faults = sorter.warnings, sorter.faults
         self.tensors: dict[str, Tensor] = {}
         self.bias_shifts: dict[str, Tensor] = {}
         self.wide: set[Place] = set()
+        ours = self.file.ours
+        self.given = None if ours is None else spec_of(ours, self.config)
+        self.given_plan = None if self.given is None else self._plan(self.given, [])
+        sites = () if self.given_plan is None else self.given_plan.sites
+        self._uneven = {Place.of(site): site for site in sites if self._is_output(Place.of(site))}
 
     def fit(self) -> Fit | None:
         for place, keys in self.found.factors.items():
-            self._take_factors(place, keys)
+            if {"A", "B"} <= set(keys):  # what is missing is told already
+                self._take_factors(place, keys)
         for head, keys in self.found.heads.items():
             for name, key in keys.items():
                 self._take_whole(f"{head}.{name}", key, "head")
@@ -76,15 +81,16 @@ class _Fitter:
 
     def _planned(self) -> Fit | None:
         """The first settings that mean exactly what is in the file: those given, else those worked out."""
-        ours = self.file.ours
-        given = None if ours is None else spec_of(ours, self.config)
+        if self.given is not None and self.given_plan is not None and self._agrees(self.given_plan, True):
+            return self._fit(self.given, self.given_plan)
         derived = self._derived()
-        choices = [replace(derived, tied=tied) for tied in ("refuse", "share", "separate")]
-        for spec in [given, *choices] if given else choices:
-            faults: list[str] = []
+        faults: list[str] = []
+        for tied in ("refuse", "share", "separate"):
+            faults.clear()
+            spec = replace(derived, tied=tied)
             plan = self._plan(spec, faults)
-            if plan is not None and self._agrees(plan, spec is given):
-                return self._fit(spec if spec is given else replace(spec, dropout=self.config.lora_dropout), plan)
+            if plan is not None and self._agrees(plan, False):
+                return self._fit(replace(spec, dropout=self.config.lora_dropout), plan)
         self.faults += faults or ["its tensors and its config do not describe one adapter of this model"]
         return None
 
@@ -162,10 +168,16 @@ class _Fitter:
     # -- tensors ------------------------------------------------------------------------------------
 
     def _rank(self, place: Place) -> int:
-        return self.config.rank(self._pattern_path(place))
+        site = self._uneven.get(place)
+        return self.config.rank(self._pattern_path(place)) if site is None else site.rank
 
     def _alpha(self, place: Place) -> float:
-        return self.config.alpha(self._pattern_path(place))
+        site = self._uneven.get(place)
+        return self.config.alpha(self._pattern_path(place)) if site is None else site.alpha
+
+    def _is_output(self, place: Place) -> bool:
+        """An attention's out_proj: PEFT gives it the attention's own rank and alpha, our header others too."""
+        return place.module in self.names.attention and place.parameter == "out_proj.weight"
 
     def _pattern_path(self, place: Place) -> str:
         return place.module if place.module in self.names.attention else place.path
@@ -192,7 +204,7 @@ class _Fitter:
         for role, tensor, shape in zip("AB", tensors, shapes, strict=True):
             if tuple(tensor.shape) != shape:
                 self.faults.append(self._misshapen(keys[role], place, shape))
-        if place.module in self.names.attention and place.parameter == "out_proj.weight":
+        if self._is_output(place):
             tensors[1] = tensors[1] * ATTENTION_TWICE
         self.tensors |= {f"{place.path}|{role}": tensor for role, tensor in zip("AB", tensors, strict=True)}
         if "bias" in keys:
@@ -235,9 +247,10 @@ class _Fitter:
 
     def _take_whole(self, path: str, key: str, role: str) -> None:
         base, tensor = self.model.get_parameter(path), self.file.tensors[key]
-        if base.shape != tensor.shape:
+        if base.shape != tensor.shape or base.is_floating_point() != tensor.is_floating_point():
             self.faults.append(
-                f"tensor {key!r} has shape {tuple(tensor.shape)}, but the model's {path!r} is {tuple(base.shape)}"
+                f"tensor {key!r} has shape {tuple(tensor.shape)} ({tensor.dtype}), but the model's {path!r} has "
+                f"{tuple(base.shape)} ({base.dtype})"
             )
         self.tensors[f"{path}|{role}"] = tensor
 

@@ -69,6 +69,7 @@ class KeySorter:
         self._check_factors()
         self._check_expected()
         self._check_heads()
+        self._check_plain()
         self._check_embeddings()
         return self.found
 
@@ -90,8 +91,8 @@ class KeySorter:
         place = self._parameter_place(path, rest) if rest else self._module_place(path, wrappers)
         if place is None:
             self._belongs_to_nothing(key, without_wrappers(stem), path if not rest else None)
-        else:
-            self.found.factors.setdefault(place, {})[role] = key
+        elif (other := self.found.factors.setdefault(place, {}).setdefault(role, key)) != key:
+            self.faults.append(f"tensors {other!r} and {key!r} would be the same factor of {place.path!r}")
 
     def _module_place(self, path: str, wrappers: int) -> Place | None:
         """The place that a key means which names a module."""
@@ -107,7 +108,7 @@ class KeySorter:
             return Place(parent, f"{leaf}.weight", True)
         if packed_attention(module):
             return Place(path, "in_proj_weight", True)
-        return Place(path, "weight", False) if layer_kind(module) else None
+        return Place(path, "weight", False) if _adaptable(module) else None
 
     def _parameter_place(self, path: str, rest: str) -> Place | None:
         """The place that a key means which names a raw parameter: ours, where PEFT has no word."""
@@ -163,7 +164,7 @@ class KeySorter:
                 continue
             if packed_attention(module):
                 yield from (Place(path, name, True) for name in ("in_proj_weight", "out_proj.weight"))
-            elif layer_kind(module):
+            elif _adaptable(module):
                 yield Place(path, "weight", False)
 
     def _weight(self, place: Place) -> Tensor:
@@ -224,6 +225,16 @@ class KeySorter:
                 if name not in kept:
                     self.faults.append(f"missing tensor {self.found.names.plain(f'{head}.{name}')!r} of the head")
 
+    def _check_plain(self) -> None:
+        """What is kept whole lies where PEFT keeps it; a wrapper more or less would be another tensor."""
+        assert self.found.names is not None
+        kept = {f"{head}.{name}": key for head, keys in self.found.heads.items() for name, key in keys.items()}
+        for path, key in (kept | self.found.biases).items():
+            if key != self.found.names.plain(path):
+                self.faults.append(
+                    f"tensor {key!r} belongs to nothing: {path!r} is kept as {self.found.names.plain(path)!r}"
+                )
+
     # -- embeddings saved beside --------------------------------------------------------------------
 
     def _is_embedding(self, module: nn.Module) -> bool:
@@ -267,3 +278,8 @@ class KeySorter:
     def _near(self, path: str) -> str:
         self._suggested += 1
         return suggest(path, self.modules) if self._suggested <= _MOST_SUGGESTIONS else ""
+
+
+def _adaptable(module: nn.Module) -> bool:
+    """Whether a layer takes an update on its output; one whose weight is computed from others does not."""
+    return layer_kind(module) is not None and module._parameters.get("weight") is not None

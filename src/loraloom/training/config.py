@@ -86,6 +86,11 @@ class TrainConfig(_Settings):
     base: str = Field(description="Base model: a folder, or a name on the Hugging Face Hub (owner/name).")
     data: DataConfig = Field(description="Which data to read, and how.")
     out: str = Field(description="Folder for the results; it must not exist yet, or be empty.")
+    max_length: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens after which a text is cut, special ones included. null: what model and tokenizer take.",
+    )
     method: Literal["lora", "full"] = Field(
         default="lora", description="'lora' trains an adapter over the frozen base, 'full' every weight of the base."
     )
@@ -175,6 +180,11 @@ class TrainConfig(_Settings):
     def head_rate(self) -> float:
         """The peak learning rate of the head."""
         return self.head_learning_rate if self.head_learning_rate is not None else self.rate
+
+    @property
+    def task_options(self) -> dict[str, Any]:
+        """What the task is made with, beside its name: the options that were given."""
+        return {} if self.max_length is None else {"max_length": self.max_length}
 
     def settings(self) -> dict[str, Any]:
         """Every setting as JSON data, as run.json keeps it."""

@@ -19,9 +19,7 @@ BLUE, ORANGE, GREY, LIGHT = "#2563a8", "#c8641b", "#6b7280", "#a9c4e4"
 Entries = Sequence[Mapping[str, Any]]
 
 
-def draw_curves(
-    path: Path, entries: Entries, *, metric: str, base_score: float | None, best_step: int | None
-) -> None:
+def draw_curves(path: Path, entries: Entries, *, metric: str, base_score: float | None, best_step: int | None) -> None:
     """Write the log's `entries` as a PNG: three panels over one axis of steps. Raises OutputError."""
     steps = [entry for entry in entries if entry["kind"] == "step"]
     evaluations = [entry for entry in entries if entry["kind"] == "evaluation" and metric in entry]
@@ -59,9 +57,7 @@ def smoothed(values: Sequence[float], span: int) -> list[float]:
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
-    return [
-        (sums[end] - sums[max(0, end - span)]) / (end - max(0, end - span)) for end in range(1, len(values) + 1)
-    ]
+    return [(sums[end] - sums[max(0, end - span)]) / (end - max(0, end - span)) for end in range(1, len(values) + 1)]
 
 
 def _draw_loss(axes: Axes, steps: Entries) -> None:
@@ -85,7 +81,7 @@ def _draw_scores(
     axes.plot(numbers, scores, color=ORANGE, marker="o", markersize=4, linewidth=2, label="held-out score")
     if base_score is not None:
         axes.axhline(base_score, color=GREY, linestyle="--", linewidth=1.2, label="base, untrained head")
-    if best_step in numbers:
+    if best_step is not None and best_step in numbers:
         best = scores[numbers.index(best_step)]
         axes.plot([best_step], [best], "o", markersize=10, fillstyle="none", color=ORANGE, label="kept")
     axes.set_ylabel(metric.replace("_", " "))

@@ -62,7 +62,11 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """Write JSON data, indented, as `write_bytes` does."""
-    write_bytes(path, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, _json_bytes(data))
+
+
+def _json_bytes(data: Any) -> bytes:
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -72,10 +76,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def replace_json(path: Path, data: Any) -> None:
-    """Put JSON data in the place of a file in one move: a reader sees the old or the new, never a part."""
+    """Put JSON data in the place of a file, as `replace_bytes` does."""
+    replace_bytes(path, _json_bytes(data))
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Put a new file in the place of an old one in one move: a reader sees either, never a part."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        write_json(partial, data)
+        write_bytes(partial, data)
         with writing(path):
             partial.replace(path)
             sync_folder(path.parent)

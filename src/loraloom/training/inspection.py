@@ -200,9 +200,7 @@ def _place(path: str) -> tuple[str, str]:
     return path[found.end() :].strip(".") or path[: found.start()], found.group(1)
 
 
-def _draw_grid(
-    figure: Figure, axes: Axes, grid: _Grid, values: dict[str, float], title: str, colours: str
-) -> None:
+def _draw_grid(figure: Figure, axes: Axes, grid: _Grid, values: dict[str, float], title: str, colours: str) -> None:
     table = torch.full((len(grid.rows), len(grid.columns)), float("nan"))
     for path, (row, column) in grid.cells.items():
         table[row, column] = values[path]
@@ -212,5 +210,3 @@ def _draw_grid(
     axes.set_xlabel("block")
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, shrink=0.8)
-
-

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from loraloom.errors import MissingExtraError
-from loraloom.training.files import writing
+from loraloom.training.files import replace_bytes, writing
 
 LOG_NAME = "log.jsonl"
 
@@ -32,9 +32,9 @@ class RunLog:
 
     def __init__(self, folder: Path, *, step: int, tensorboard: bool) -> None:
         self._path = folder / LOG_NAME
+        kept = [json.dumps(entry) + "\n" for entry in read_log(self._path) if entry["step"] <= step]
+        replace_bytes(self._path, "".join(kept).encode())
         with writing(self._path):
-            kept = [json.dumps(entry) + "\n" for entry in read_log(self._path) if entry["step"] <= step]
-            self._path.write_text("".join(kept), encoding="utf-8")
             self._file: TextIO = self._path.open("a", encoding="utf-8")
         self._board = _board(folder / "tensorboard", step) if tensorboard else None
 
@@ -69,7 +69,7 @@ def _board(folder: Path, step: int) -> Any:
     """TensorBoard's writer, loaded only when asked for: it takes a second."""
     from torch.utils.tensorboard import SummaryWriter
 
-    return SummaryWriter(str(folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=step + 1)
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

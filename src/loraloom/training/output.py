@@ -70,7 +70,9 @@ class OutputFolder:
 
     def _is_empty(self) -> bool:
         """Whether nothing lies there, but for a mark that a killed process did not finish writing."""
-        return not self._existed or all(_STATE_NAME in path.name and path.name[0] == "." for path in self.path.iterdir())
+        return not self._existed or all(
+            _STATE_NAME in path.name and path.name[0] == "." for path in self.path.iterdir()
+        )
 
     def read_state(self) -> dict[str, Any]:
         """What `begin` wrote, or, of a finished run, its record. Raises OutputError when it is damaged."""

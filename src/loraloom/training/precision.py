@@ -31,12 +31,12 @@ class Precision:
 def has_bf16(device: torch.device) -> bool:
     """Whether `device` multiplies bfloat16 matrices itself; emulated bfloat16 is slower than float32."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
         return False
     # Having AVX-512 alone lets oneDNN take bfloat16 and emulate it: only these two compute in it.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return native and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return bool(native and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def resolve_precision(setting: str, method: str, device: torch.device) -> Precision:

@@ -61,6 +61,8 @@ def prepare(
         if not examples:
             raise DataError(f"data: there are no {part} examples; raise data.eval_fraction or name more data")
     base = task.load(config.base, dtype=precision.base, seed=config.seed)
+    for sentence in base.notes:
+        note(sentence)
     base.model.to(processes.device)
     loaded()
     size = parameter_count(base.model)

@@ -26,9 +26,12 @@ class Processes:
     @classmethod
     def of_environment(cls, device: str = "auto") -> Processes:
         """The device and the processes that torchrun (or nothing) set up; `device` "cpu" stays on the CPU."""
-        state = PartialState(cpu=True) if device == "cpu" else PartialState()
-        chosen = torch.device("cpu") if device == "cpu" else state.device
-        return cls(chosen, state.process_index, state.num_processes)
+        accelerator = None if device == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+        # Without cpu=True, PartialState passes over processes that torchrun starts where there is no accelerator.
+        state = PartialState(cpu=accelerator is None)
+        if accelerator is not None and state.num_processes > 1:
+            accelerator = state.device
+        return cls(accelerator or torch.device("cpu"), state.process_index, state.num_processes)
 
     @property
     def main(self) -> bool:
@@ -47,7 +50,7 @@ class Processes:
         for bucket in _buckets(tensors):
             flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
             dist.all_reduce(flat)
-            parts = flat.split([tensor.numel() for tensor in bucket])
+            parts = torch.split(flat, [tensor.numel() for tensor in bucket])
             for tensor, part in zip(bucket, parts, strict=True):
                 tensor.copy_(part.view_as(tensor))
 

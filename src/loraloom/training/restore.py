@@ -57,16 +57,16 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FormatError(
-            f"'{folder}' is not the output folder of a finished run: {RECORD_NAME} is missing"
-        ) from None
+        raise FormatError(f"'{folder}' is not the output folder of a finished run: {RECORD_NAME} is missing") from None
     except (OSError, ValueError) as error:
         raise FormatError(f"'{path}' cannot be read: {error}") from None
     missing = [key for key in _NEEDED if not isinstance(record, dict) or key not in record]
     if missing:
         raise FormatError(f"'{path}' is not whole: the key '{missing[0]}' is missing")
     if record["format"] > RECORD_FORMAT:
-        raise FormatError(f"'{path}' has format {record['format']}, made by a newer version; this one reads {RECORD_FORMAT}")
+        raise FormatError(
+            f"'{path}' has format {record['format']}, made by a newer version; this one reads {RECORD_FORMAT}"
+        )
     return dict(record)
 
 

@@ -54,7 +54,7 @@ class Run:
 
 
 def gather_findings(run: Run, loop: Loop) -> None:
-    """The evidence that something was learnt, and the scores over the float32 base."""
+    """The evidence that something was learnt, and the scores over the float32 base. Raises NothingMoved."""
     job = run.job
     began = time.perf_counter()
     change = output_change(run.outputs, raw_outputs(job, job.evaluation[:OUTPUT_EXAMPLES]))
@@ -100,6 +100,7 @@ def _scores_over_fp32(run: Run, loop: Loop) -> dict[str, float]:
 
 
 def write_results(run: Run, loop: Loop) -> RunResult:
+    """Write the files of the result, which are in place together or not at all. Raises OutputError."""
     job, findings = run.job, run.findings
     findings.notes = run.reporter.notes
     record: dict[str, Any] = {}

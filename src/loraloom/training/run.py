@@ -25,9 +25,7 @@ from loraloom.training.seeds import own_randomness, seed_generators, step_seed
 from loraloom.training.stepper import within_memory
 
 
-def train(
-    config: TrainConfig, task: Task, *, reporter: Reporter | None = None, resume: bool = False
-) -> RunResult:
+def train(config: TrainConfig, task: Task, *, reporter: Reporter | None = None, resume: bool = False) -> RunResult:
     """Train as `config` says, and write the result to its output folder.
 
     Everything is checked before anything is written; a run that fails leaves no folder, unless it has

@@ -101,8 +101,6 @@ class Slot:
         """By adapter, then by the parameter's name: "head" or "bias"."""
         self.owners: dict[str, nn.Module] = {}
         """For shared factors: the module that holds them, by adapter."""
-        self.wide: set[str] = set()
-        """Adapters whose A reads all input channels of a grouped convolution."""
         self.base_class = type(module)
         self._resolved: Active | None = None
         self._stacks: dict[Any, tuple[Any, tuple[Tensor, Tensor], list[Tensor]]] = {}
@@ -145,7 +143,6 @@ class Slot:
             del self.module._parameters[registered]
         for table in (self.sites, self.copies, self.owners):
             cast(dict[str, Any], table).pop(name, None)
-        self.wide.discard(name)
         self.changed()
 
     def changed(self) -> None:

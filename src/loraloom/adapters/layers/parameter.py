@@ -195,7 +195,7 @@ def _rows(name: str, value: Any, index: Tensor, count: int, dim: int) -> Any:
     if name == "attn_mask":  # (T, S) for all samples alike, or (B·heads, T, S)
         if value.dim() == 2:
             return value
-        return _rows("", value.unflatten(0, (count, -1)), index, count, 0).flatten(0, 1)
+        return _rows("", value.reshape(count, -1, *value.shape[1:]), index, count, 0).flatten(0, 1)
     if value.dim() <= dim or value.shape[dim] != count:
         shape = tuple(value.shape)
         raise ValueError(f"{count} samples are routed, but a module got a tensor of shape {shape} as its {name!r}")
@@ -206,9 +206,9 @@ def _joined(pieces: list[Any], order: Tensor, dims: tuple[int, ...]) -> Any:
     """The outputs of all groups as one, its samples in the order of the batch."""
     first = pieces[0]
     if isinstance(first, tuple):
-        parts = list(zip(*pieces, strict=True))
-        each = dims if len(dims) == len(parts) > 1 else dims[:1] * len(parts)
-        return tuple(_joined(list(part), order, (dim,)) for part, dim in zip(parts, each or [0] * len(parts), strict=True))
+        each = dims if len(dims) == len(first) else (dims or (0,))[:1] * len(first)
+        parts = zip(zip(*pieces, strict=True), each, strict=True)
+        return tuple(_joined(list(part), order, (dim,)) for part, dim in parts)
     if not isinstance(first, Tensor):
         return first
     dim = dims[0] if dims else 0

@@ -1,0 +1,109 @@
+"""Puts measured figures into both READMEs, between their marks.
+
+python docs/figures.py runs/demo/demo.json      what `make demo` measured, and docs/benchmarks.md if it is there
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loraloom.cli.compare import _cells as table_cells
+
+ROOT = Path(__file__).parents[1]
+READMES = {"en": ROOT / "README.md", "zh": ROOT / "README.zh.md"}
+
+DEMO = {
+    "en": {
+        "head": "| | accuracy (95 %) | macro-F1 (95 %) | trained | share | on disk | time | peak memory |",
+        "base": "base, untrained head",
+        "lora": "LoRA",
+        "full": "full fine-tuning",
+    },
+    "zh": {
+        "head": "| | 准确率（95 %） | 宏平均 F1（95 %） | 训练参数 | 占比 | 磁盘 | 时间 | 内存峰值 |",
+        "base": "基座，未训练的头",
+        "lora": "LoRA",
+        "full": "全量微调",
+    },
+}
+BENCH = {
+    "en": {"head": "| measure | found | at most |"},
+    "zh": {
+        "head": "| 项目 | 实测 | 上限 |",
+        "whole job": "整个任务",
+        "training step / frozen floor": "训练一步 / 冻结基座的下限",
+        "forward / base": "前向 / 基座",
+        "switching": "切换",
+        "peak memory above the base": "超出基座的内存峰值",
+        "start-up": "启动",
+        "gradients": "梯度相对误差",
+        "one adapter": "一个适配器",
+        "three weighted": "三个加权混合",
+        "eight routed per sample": "八个，逐样本路由",
+        "change the active adapter": "更换生效的适配器",
+        "change a weight": "改变权重",
+        "sites": "处",
+        "time against": "用时，对比",
+        "points of accuracy below": "准确率低几个百分点，对比",
+        "against": "对比",
+        "above import torch": "比 import torch 多用",
+        "(and use attach)": "（并使用 attach）",
+        "fused": "融合实现",
+        "plain": "朴素实现",
+        "tokens": "个词元",
+    },
+}
+
+
+def demo_table(result: Mapping[str, Any], language: str) -> str:
+    """The demo's own table, from its demo.json."""
+    words = DEMO[language]
+    rows = [f"| {' | '.join([words[row['name']], *table_cells(row)])} |" for row in result["rows"]]
+    return "\n".join([words["head"], "|---" * 8 + "|", *rows])
+
+
+def bench_table(report: str, language: str) -> str:
+    """The rows of docs/benchmarks.md that have a bound."""
+    words = BENCH[language]
+    rows = []
+    for line in report.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| ") and len(cells) == 5 and re.match(r"\d", cells[3]):
+            part, name, found, most, _ = cells
+            rows.append(f"| {said(part, words)}: {said(name, words)} | {found} | {most} |")
+    return "\n".join([words["head"], "|---" * 3 + "|", *rows])
+
+
+def said(text: str, words: Mapping[str, str]) -> str:
+    """A text with every phrase that has a translation put into it, the longest first."""
+    for phrase in sorted(words.keys() - {"head"}, key=len, reverse=True):
+        text = text.replace(phrase, words[phrase])
+    return text
+
+
+def put(path: Path, mark: str, content: str) -> None:
+    """Replace what stands between the marks of a file."""
+    begin, end = f"<!-- {mark} -->\n", f"\n<!-- /{mark} -->"
+    before, _, rest = path.read_text("utf-8").partition(begin)
+    path.write_text(before + begin + content + end + rest.partition(end)[2], encoding="utf-8")
+
+
+def main() -> None:
+    """Fill what there are measurements for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", nargs="?", type=Path, help="demo.json of a demo's folder")
+    demo, report = parser.parse_args().demo, ROOT / "docs" / "benchmarks.md"
+    for language, readme in READMES.items():
+        if demo is not None:
+            put(readme, "demo", demo_table(json.loads(demo.read_text("utf-8")), language))
+        if report.is_file():
+            put(readme, "bench", bench_table(report.read_text("utf-8"), language))
+
+
+if __name__ == "__main__":
+    main()
