@@ -22,7 +22,8 @@ from bench.models import MINILM, minilm_classifier
 from bench.trainer_job import JobSettings, accuracy, rows, run_trainer
 from loraloom.formats.peft import load_adapter
 from loraloom.tasks import create_task
-from loraloom.training import load_config, train
+from loraloom.training.config import load_config
+from loraloom.training.run import train
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "text_classification" / "banking77"
 SENTENCES, HELD_OUT = 4000, 1000

@@ -157,6 +157,7 @@ def relative_change(before: Tensor, after: Tensor) -> float:
 
 
 def main() -> None:
+    """Train, and say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default=Settings.base)
     parser.add_argument("--out", type=Path, default=Path("runs/flat"))

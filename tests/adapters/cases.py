@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -37,9 +38,13 @@ class Case:
         return f"{self.name}-{str(self.dtype).removeprefix('torch.')}"
 
     def model(self, seed: int = 0) -> nn.Module:
-        """The base model, the same at each call, in evaluation mode."""
+        """The base model, the same at each call, in evaluation mode; its weights use all the bits of their dtype."""
         torch.manual_seed(seed)
-        return self.build().to(self.dtype).eval()
+        torch.set_default_dtype(FLOAT64)
+        try:
+            return self.build().to(self.dtype).eval()
+        finally:
+            torch.set_default_dtype(FLOAT32)
 
     def batch(self, seed: int = 1, rows: int = BATCH) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
@@ -271,3 +276,31 @@ def _at(dtype: torch.dtype) -> Iterator[Case]:
 
 CASES_ALL_DTYPES = (*CASES, *_at(FLOAT32), *_at(BF16))
 """Also one case of each kind over a float32 and a bf16 base, with float32 factors."""
+
+
+# -- comparing -----------------------------------------------------------------------------------------
+
+EXACT = {"rtol": 1e-11, "atol": 1e-12}
+
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+every_case_and_dtype = pytest.mark.parametrize("case", CASES_ALL_DTYPES, ids=str)
+linear_in_weights = pytest.mark.parametrize("case", [case for case in CASES if case.mixes], ids=str)
+routable = pytest.mark.parametrize("case", [case for case in CASES if case.routes], ids=str)
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
+
+
+def bits_of(model: nn.Module) -> dict[str, Tensor]:
+    return {key: tensor.clone() for key, tensor in model.state_dict().items()}
+
+
+def differ(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).abs().max() > 1e-3)
+
+
+@torch.no_grad()
+def out(model: nn.Module, x: Tensor) -> Tensor:
+    y: Tensor = model(x)
+    return y

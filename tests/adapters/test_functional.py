@@ -12,6 +12,7 @@ from tests.adapters.cases import BF16, FLOAT32, FLOAT64
 from torch import Tensor, nn
 
 from loraloom.adapters import attach, fused_linear, plain_linear
+from loraloom.adapters.functional import routed_linear
 
 B, T, D, OUT, R = 3, 4, 7, 5, 3
 SHAPES: dict[str, tuple[int, ...]] = {
@@ -255,3 +256,16 @@ def test_the_layer_uses_the_fused_path_and_can_be_told_not_to(monkeypatch: pytes
     adapters.fused = False
     model(torch.ones(1, 4))
     assert calls == ["fused", "plain"]
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (4, 3, 6), (4, 2, 3, 6)], ids=str)
+def test_routed_samples_are_what_the_stacked_gate_gives(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, weight, bias = (torch.randn(*size, dtype=torch.float64) for size in (shape, (5, 6), (5,)))
+    a, b = torch.randn(3 * 2, 6, dtype=torch.float64), torch.randn(5, 3 * 2, dtype=torch.float64)
+    scale = torch.tensor([[0.5, 0, 0], [0, 0, -2.0], [0, 0, 0], [0, 1.0, 0]], dtype=torch.float64)
+    routed = routed_linear(x, weight, bias, a, b, scale.abs().argmax(1), scale)
+    stacked = plain_linear(x, weight, bias, a, b, scale.repeat_interleave(2, dim=1))
+    assert torch.allclose(routed, stacked, rtol=1e-12, atol=1e-12)
+    with pytest.raises(ValueError, match="4 samples are routed, but a layer got 3 rows"):
+        routed_linear(x[:3], weight, bias, a, b, scale.abs().argmax(1), scale)

@@ -380,6 +380,28 @@ def test_an_extra_tensor(name: str, folder: Path) -> None:
     assert_refused(folder, told)
 
 
+@pytest.mark.parametrize("moved", ["layers.0.bias", "layers.0.base_layer.base_layer.bias"])
+def test_a_bias_kept_elsewhere(moved: str, folder: Path) -> None:
+    key = f"{PREFIX}layers.0.base_layer.bias"
+    edit(folder, lambda tensors, _: tensors.update({PREFIX + moved: tensors.pop(key)}))
+    assert_refused(folder, f"tensor '{PREFIX + moved}' belongs to nothing: 'layers.0.bias' is kept as '{key}'")
+
+
+def test_a_head_that_peft_takes_for_one_is_a_copy_once_it_is_changed(tmp_path: Path) -> None:
+    def two_heads() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.ModuleDict({"body": nn.Linear(4, 4), "head": nn.Linear(4, 2), "other_head": nn.Linear(4, 2)})
+
+    save_adapter(adapted(two_heads(), targets="body", heads="head"), "default", tmp_path)
+    copies = load_adapter(two_heads(), tmp_path).plan("default").copies
+    assert [copied.module for copied in copies] == ["head"]
+    edit(tmp_path, lambda tensors, _: tensors[f"{PREFIX}other_head.weight"].add_(1.0))
+    adapters = load_adapter(two_heads(), tmp_path)
+    assert [copied.module for copied in adapters.plan("default").copies] == ["head", "other_head"]
+    changed = adapters.tensors("default")["other_head.weight|head"]
+    assert torch.equal(changed, two_heads()["other_head"].weight + 1.0)
+
+
 def test_a_target_without_tensors(folder: Path) -> None:
     def drop(tensors: dict[str, Tensor], _: Any) -> None:
         for key in [key for key in tensors if "layers.1" in key]:

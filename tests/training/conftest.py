@@ -11,7 +11,7 @@ import pytest
 # The tests are imported by path, so that a module beside them is found only like this.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from loraloom.training import results  # noqa: E402
+from loraloom.training import results
 
 
 @pytest.fixture

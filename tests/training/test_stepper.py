@@ -176,6 +176,7 @@ def test_batches_go_on_where_they_stopped(tmp_path: Path) -> None:
     assert len(every) == job.steps == 27
     for first in (0, 1, 9, 10, 11, 26, 27):
         assert list(job.batches(first)) == every[first:]
+    assert every[:10] != every[10:20]
     for epoch in range(2):
         seen = [index for batch in every[epoch * 10 : epoch * 10 + 10] for index in batch]
         assert sorted(seen) == list(range(160))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.adapters.functional import Gate
-from loraloom.adapters.layers.base import Signature
+from loraloom.adapters.layers.base import Choice, Signature
 from loraloom.adapters.merging import Merge
 from loraloom.adapters.placement import Placed, Placement
 from loraloom.adapters.plan import AttachPlan, plan_attach
@@ -55,6 +55,7 @@ class AdapterSet:
         """False computes every linear layer in the plain way (for per-sample gradients, or to compare)."""
         self._placement = Placement(model, self)
         self._gates: dict[Any, Gate] = {}
+        self._choices: dict[Any, Choice | None] = {}
         self._training: bool | None = None
         self._merge: Merge | None = None
         self._before_merge: tuple[Any, Any, Any] = ({}, None, None)
@@ -180,6 +181,22 @@ class AdapterSet:
         ]
         return torch.tensor(rows, device=device, dtype=dtype)
 
+    def choice(self, signature: Signature, device: torch.device) -> Choice | None:
+        """Each sample's one adapter among those stacked, and its weight × scale; None where samples mix several."""
+        key = (signature, device)
+        if key not in self._choices:
+            with torch.inference_mode(False):
+                self._choices[key] = self._make_choice(signature, device)
+        return self._choices[key]
+
+    def _make_choice(self, signature: Signature, device: torch.device) -> Choice | None:
+        routes = self.routes or ()
+        columns = [[route.get(name, 0.0) * scale for name, _, scale in signature] for route in routes]
+        if len({rank for _, rank, _ in signature}) != 1 or any(len(row) - row.count(0.0) > 1 for row in columns):
+            return None
+        scales = torch.tensor(columns, device=device, dtype=torch.float64)
+        return scales.abs().argmax(1), scales
+
     def _undo(self) -> Restore:
         former = (self.active, self.routes, self.head)
 
@@ -194,7 +211,7 @@ class AdapterSet:
 
     def _changed(self) -> None:
         self.version += 1
-        self._gates = {}
+        self._gates, self._choices = {}, {}
 
     def _check_mix(self, weights: Mapping[str, float], head: str | None) -> None:
         for name, weight in weights.items():

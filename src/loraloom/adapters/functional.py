@@ -53,6 +53,25 @@ def fused_linear(x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: T
     return out
 
 
+def routed_linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, index: Tensor, scale: Tensor
+) -> Tensor:
+    """Each sample through one of n adapters of rank R, without gradients: the cost of one adapter, not of n.
+
+    x (B, …, D), a (n·R, D), b (O, n·R), index (B) of each sample's adapter, scale (B, n) with its weight × scale
+    in that adapter's column.
+    """
+    dtype, count = compute_dtype(x), scale.shape[1]
+    if x.shape[0] != index.shape[0]:
+        raise ValueError(f"{index.shape[0]} samples are routed, but a layer got {x.shape[0]} rows (dimension 0)")
+    rows = x.to(dtype).reshape(x.shape[0], -1, x.shape[-1])
+    own_a = a.to(dtype).view(count, -1, a.shape[1])[index]
+    own_bt = b.to(dtype).t().reshape(count, -1, b.shape[0])[index]
+    y = F.linear(rows, weight.to(dtype), _to(bias, dtype))
+    h = torch.bmm(rows, own_a.transpose(1, 2)).mul_(scale.sum(1).to(dtype).view(-1, 1, 1))
+    return y.baddbmm_(h, own_bt).view(*x.shape[:-1], y.shape[-1])
+
+
 def compute_dtype(x: Tensor) -> torch.dtype:
     """What a matrix product of x runs in: autocast's dtype where autocast is on, otherwise x's own."""
     device = x.device.type

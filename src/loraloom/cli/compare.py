@@ -21,7 +21,7 @@ MARKER = "demo.json"
 """Lies in a folder that a demo made: only such a folder is ever replaced."""
 
 RATES = {"lora": "2e-3", "full": "1e-4"}
-"""Peak learning rate of each method. With a quarter of the training sentences held out, LoRA did as well at 4e-3."""
+"""Peak learning rates. On a held-out quarter of the training sentences LoRA did as well at 1e-3 and at 4e-3."""
 
 SENTENCES = (
     "The ramen was gone before I remembered to take a photo.",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from loraloom.adapters import AdapterSpec
+from loraloom.errors import ConfigError
 from loraloom.formats.peft_config import BIASES, PeftConfig
 from loraloom.formats.peft_names import Place, parameter_paths
 from loraloom.formats.selection import most_common, shortest_names
@@ -38,7 +39,10 @@ def spec_of(ours: dict[str, Any], config: PeftConfig) -> AdapterSpec | None:
     settings = ours.get("spec")
     if not isinstance(settings, dict) or ours.get("seal") != _seal(settings, config):
         return None
-    return AdapterSpec.from_dict(settings)
+    try:
+        return AdapterSpec.from_dict(settings)
+    except (ConfigError, TypeError):  # settings that this version does not know
+        return None
 
 
 def derived_spec(

@@ -46,7 +46,8 @@ def plain(axes: Axes) -> None:
 def png_bytes(figure: Figure) -> bytes:
     """The figure as a PNG, drawn without pyplot's global state."""
     for axes in figure.axes:
-        plain(axes)
+        if not axes.images:
+            plain(axes)
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(buffer, dpi=120, format="png")
     return buffer.getvalue()

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -21,6 +22,7 @@ from loraloom.training.job import ADAPTER
 from loraloom.training.restore import Opened
 from loraloom.training.spectrum import Spectrum, site_values
 
+_CHANGE = "Oranges"
 _USED_UP, _HALF = 0.9, 0.5
 _BLOCK = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
@@ -141,13 +143,13 @@ def draw_inspection(path: Path, inspection: Inspection) -> None:
     height = max(4.2, 0.32 * len(grid.rows) + 2.2)
     if not ranked:
         figure = Figure(figsize=(7, height), layout="constrained")
-        _draw_grid(figure, figure.subplots(), grid, _by_path(inspection, "relative_change"), "‖ΔW‖ / ‖W‖", "Oranges")
+        _draw_grid(figure, figure.subplots(), grid, _by_path(inspection, "relative_change"), "‖ΔW‖ / ‖W‖", _CHANGE)
     else:
         figure = Figure(figsize=(15, height), layout="constrained")
         spectra, used, moved = figure.subplots(1, 3, width_ratios=[1, 1.25, 1.25])
         _draw_spectra(spectra, ranked)
         _draw_grid(figure, used, grid, _by_path(inspection, "effective_rank"), "effective rank", "Blues")
-        _draw_grid(figure, moved, grid, _by_path(inspection, "relative_change"), "‖ΔW‖ / ‖W‖", "Oranges")
+        _draw_grid(figure, moved, grid, _by_path(inspection, "relative_change"), "‖ΔW‖ / ‖W‖", _CHANGE)
     figure.suptitle(inspection.verdict[0].upper() + inspection.verdict[1:], fontsize=11)
     write_bytes(path, png_bytes(figure))
 
@@ -204,7 +206,9 @@ def _draw_grid(figure: Figure, axes: Axes, grid: _Grid, values: dict[str, float]
     table = torch.full((len(grid.rows), len(grid.columns)), float("nan"))
     for path, (row, column) in grid.cells.items():
         table[row, column] = values[path]
-    image = axes.imshow(table.numpy(), cmap=colours, aspect="auto", vmin=0)
+    # The root keeps small layers apart where one, such as a pooler, moves ten times as far.
+    scale = PowerNorm(0.5, vmin=0) if colours == _CHANGE else Normalize(vmin=0)
+    image = axes.imshow(table.numpy(), cmap=colours, aspect="auto", norm=scale)
     axes.set_yticks(range(len(grid.rows)), grid.rows, fontsize=8)
     axes.set_xticks(range(len(grid.columns)), [name or "–" for name in grid.columns], fontsize=8)
     axes.set_xlabel("block")

@@ -11,7 +11,7 @@ from torch import nn
 
 from loraloom.adapters import AdapterSet, AdapterSpec, attach, plan_attach
 from loraloom.errors import DataError
-from loraloom.tasks.base import BaseModel, Encoded, Task
+from loraloom.tasks.base import BaseModel, Encoded, Splits, Task
 from loraloom.training.config import TrainConfig
 from loraloom.training.job import ADAPTER, Job
 from loraloom.training.log import check_tensorboard
@@ -54,12 +54,7 @@ def prepare(
     for sentence in config.unused():
         note(sentence)
     precision = resolve_precision(config.precision, config.method, processes.device)
-    splits = task.read(config.data, seed=config.seed)
-    for sentence in splits.notes:
-        note(sentence)
-    for part, examples in (("training", splits.train), ("evaluation", splits.evaluation)):
-        if not examples:
-            raise DataError(f"data: there are no {part} examples; raise data.eval_fraction or name more data")
+    splits = _read(config, task, note)
     base = task.load(config.base, dtype=precision.base, seed=config.seed)
     for sentence in base.notes:
         note(sentence)
@@ -91,6 +86,17 @@ def prepare(
     )
     job.set_training(False)
     return job, size
+
+
+def _read(config: TrainConfig, task: Task, note: Note) -> Splits:
+    """The run's examples. Raises DataError where a part of them is empty."""
+    splits = task.read(config.data, seed=config.seed)
+    for sentence in splits.notes:
+        note(sentence)
+    for part, examples in (("training", splits.train), ("evaluation", splits.evaluation)):
+        if not examples:
+            raise DataError(f"data: there are no {part} examples; raise data.eval_fraction or name more data")
+    return splits
 
 
 def _note_truncated(part: str, encoded: Encoded, note: Note) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.utils import logging as transformers_logging
 
 from loraloom.formats.peft import save_adapter
 from loraloom.tasks.base import BaseModel, Task
@@ -129,12 +132,26 @@ def save_weights(job: Job, folder: Path) -> None:
     if job.adapters is not None:
         save_adapter(job.adapters, ADAPTER, folder, base_name=job.base.name, task_type=_task_type(job.task))
         return
-    for part in (job.base.model, job.base.processor):
-        save: Any = getattr(part, "save_pretrained", None)
-        if save is not None:
-            save(folder)
+    with _no_progress_bar():
+        for part in (job.base.model, job.base.processor):
+            save: Any = getattr(part, "save_pretrained", None)
+            if save is not None:
+                save(folder)
     if not hasattr(job.base.model, "save_pretrained"):
         write_tensors(folder / "model.safetensors", job.trained)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Keep transformers from drawing one while it writes."""
+    switch: Any = transformers_logging
+    shown = switch.is_progress_bar_enabled()
+    switch.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            switch.enable_progress_bar()
 
 
 def _task_type(task: Task) -> str | None:

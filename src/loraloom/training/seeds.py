@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -48,6 +49,9 @@ def own_randomness(device: torch.device) -> Iterator[None]:
     deterministic = torch.get_deterministic_debug_mode()
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     devices = [device] if device.type == "cuda" else []
+    if devices:
+        # cuBLAS reads it at its first use, and only with it gives the same bits each time.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     with torch.random.fork_rng(devices):
         torch.set_deterministic_debug_mode("warn")
         # Filling every new tensor with NaN shows faults and costs a pass over memory.

@@ -84,8 +84,6 @@ class Stepper:
         norm = self._normalise(gradients, len(indices) / count)
         set_rates(self.optimizer, factor)
         self.optimizer.step()
-        # The fused kernels leave tensors' version counters alone, by which layers know that a kept copy is old.
-        torch.autograd.graph.increment_version(self.job.gradients_of)
         return tally[0] / count, norm
 
     def within_memory(self, work: Callable[[int], Result]) -> Result:

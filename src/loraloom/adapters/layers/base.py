@@ -33,6 +33,10 @@ class Mixture(Protocol):
         """weight × scale along the stacked rank axis: a number, (ΣR), or (B, ΣR) when routed."""
         ...
 
+    def choice(self, signature: Signature, device: torch.device) -> Choice | None:
+        """Where every sample is routed to one adapter, all of like rank: which, and with what weight × scale."""
+        ...
+
     def drops(self, module: nn.Module) -> bool:
         """Whether adapter dropout is on for this module now."""
         ...
@@ -41,6 +45,9 @@ class Mixture(Protocol):
         """The dropout share of an adapter."""
         ...
 
+
+Choice = tuple[Tensor, Tensor]
+"""Index (B) of each sample's adapter along the stack, and (B, n) weight × scale in that adapter's column."""
 
 Signature = tuple[tuple[str, int, float], ...]
 """(adapter, rank, scale) along the stacked rank axis; layers with the same one share a gate."""
@@ -227,7 +234,8 @@ class Additive(Adapted, Kind):
     @classmethod
     def stack(cls, pairs: list[tuple[Tensor, Tensor]], module: nn.Module) -> tuple[Tensor, Tensor]:
         """Factors of several adapters as one pair: A joined along its rows, B along its columns."""
-        return torch.cat([a for a, _ in pairs]), torch.cat([b for _, b in pairs], dim=1)
+        # B is joined as the transpose of a contiguous Bᵀ, which products with it are faster for.
+        return torch.cat([a for a, _ in pairs]), torch.cat([b.t() for _, b in pairs]).t()
 
     def base_forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's own computation, with this bias."""
