@@ -17,7 +17,7 @@ DATA = Path(__file__).parents[2] / "shared" / "data" / "text_classification" / "
 SENTENCES = 1280
 
 
-def measure(rounds: int = 3, data: Path = DATA) -> dict[str, float]:
+def measure(rounds: int = 1, data: Path = DATA) -> dict[str, float]:
     """MiB above the base model, the median of every side."""
     found: dict[str, list[float]] = {"loraloom": [], "trainer fp32": [], "trainer bf16": []}
     for _ in range(rounds):
@@ -65,7 +65,7 @@ def _trainer_peak(settings: object, *, bf16: bool) -> float:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--side", help="run this side alone, here")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DATA, help="a folder with train.csv and test.csv")
     arguments = parser.parse_args()
     if arguments.side:

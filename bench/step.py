@@ -46,7 +46,7 @@ def loss(output: object) -> Tensor:
     return tensor.float().square().mean()
 
 
-def measure(rounds: int = 30) -> dict[str, float]:
+def measure(rounds: int = 15) -> dict[str, float]:
     """Ratio of a step to the frozen floor, by model and dtype."""
     found = {}
     for dtype in (torch.float32, torch.bfloat16):
@@ -63,6 +63,6 @@ def measure(rounds: int = 30) -> dict[str, float]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=15)
     for name, value in measure(parser.parse_args().rounds).items():
         print(f"{value:6.3f}  {name}")

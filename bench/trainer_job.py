@@ -34,7 +34,7 @@ class JobSettings:
     epochs: int = 2
     batch_size: int = 32
     rank: int = 8
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     seed: int = 0
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import json
 import random
 import statistics
 import tempfile
@@ -58,7 +59,7 @@ def run_loraloom(settings: JobSettings, out: Path, precision: str = "auto") -> P
     return out
 
 
-def measure(rounds: int = 3, data: Path = DATA) -> dict[str, Any]:
+def measure(rounds: int = 1, data: Path = DATA) -> dict[str, Any]:
     """Seconds and accuracy of every side, one run of each per round in turn."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -81,21 +82,23 @@ def measure(rounds: int = 3, data: Path = DATA) -> dict[str, Any]:
                 result = run()
                 seconds[side].append(time.perf_counter() - start)
                 if side not in scored:
-                    model = _loaded(result, labels) if side == "loraloom" else result
-                    scored[side] = accuracy(model, data / "test.csv", labels)
+                    model, order = _loaded(result) if side == "loraloom" else (result, labels)
+                    scored[side] = accuracy(model, data / "test.csv", order)
         medians = {side: statistics.median(times) for side, times in seconds.items()}
         return {"seconds": medians, "accuracy": scored}
 
 
-def _loaded(folder: Path, labels: list[str]) -> Any:
+def _loaded(folder: Path) -> tuple[Any, list[str]]:
+    """The trained model in fp32, and its labels in the order of its outputs."""
+    labels = json.loads((folder / "run.json").read_text("utf-8"))["task_state"]["labels"]
     model = minilm_classifier(len(labels))
     load_adapter(model, folder)
-    return model
+    return model, labels
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DATA, help="a folder with train.csv and test.csv")
     arguments = parser.parse_args()
     found = measure(arguments.rounds, arguments.data)

@@ -332,7 +332,8 @@ def test_peft_in_ours(name: str, tmp_path: Path) -> None:
     model = theirs(case, tmp_path)
     expected = output(model, case.inputs)
     again = case.model()
-    load_quietly(again, tmp_path)
+    adapters = load_quietly(again, tmp_path)
+    assert adapters.spec("default").dropout == case.peft.get("lora_dropout", 0.0)
     assert_equal(output(again, case.inputs), expected, output(case.model(), case.inputs))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 peft = pytest.importorskip("peft", reason="PEFT is not installed: there are no files of its to read")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from loraloom.adapters import adapters_of  # noqa: E402
@@ -111,6 +112,16 @@ def test_a_head_of_another_size(tmp_path: Path) -> None:
     other.head = nn.Sequential(nn.Linear(6, 3), nn.BatchNorm1d(3))
     with pytest.raises(FormatError, match=r"head.0.weight' has shape \(4, 6\).*model's 'head.0.weight' has \(3, 6\)"):
         load_adapter(other, tmp_path)
+
+
+def test_a_double_of_a_head_that_is_none(tmp_path: Path) -> None:
+    save(small(), tmp_path, lora(target_modules=["fc"], modules_to_save=["head"], bias="all"))
+    load_adapter(small(), tmp_path)
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    key = "base_model.model.head.modules_to_save.default.0.bias"
+    save_file({**tensors, key: tensors[key] + 1.0}, tmp_path / "adapter_model.safetensors")
+    with pytest.raises(FormatError, match=f"tensor '{key}' is not the double of one of the head's own"):
+        load_adapter(small(), tmp_path)
 
 
 def test_embeddings_of_the_base_beside_the_adapter(tmp_path: Path) -> None:

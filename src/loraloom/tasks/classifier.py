@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from loraloom.errors import BaseModelError
+from loraloom.tasks.attention import use_float32_attention
 from loraloom.tasks.bases import ResolvedBase
 from loraloom.tasks.tokens import use_padding
 
@@ -62,6 +63,7 @@ def load_classifier(base: ResolvedBase, labels: Sequence[str], *, dtype: torch.d
     missing = set(report["missing_keys"]) | {mismatch[0] for mismatch in report["mismatched_keys"]}
     _check_backbone(model, missing, base)
     use_padding(tokenizer, model)
+    use_float32_attention(model)
     if not missing and (order := _same_labels(known, labels)) is not None:
         heads = _own_modules(model)
         _reorder(model, heads, order)
