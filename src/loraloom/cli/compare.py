@@ -154,7 +154,7 @@ def show(result: Mapping[str, Any]) -> None:
         f"{result['base']['name']} on {result['train_examples']} sentences, scored on "
         f"{result['evaluation_examples']} others; peak memory is above the base model's own",
     )
-    output.show_table(columns, [[names[row["name"]], *_cells(row)] for row in result["rows"]])
+    output.show_table(columns, [[names[row["name"]], *table_cells(row)] for row in result["rows"]])
     output.show_table(
         ("sentence", "LoRA says", "sure"),
         [[entry["text"], entry["label"], output.percent(entry["score"], 0)] for entry in result["predictions"]],
@@ -169,7 +169,8 @@ def show(result: Mapping[str, Any]) -> None:
     )
 
 
-def _cells(row: Mapping[str, Any]) -> list[str]:
+def table_cells(row: Mapping[str, Any]) -> list[str]:
+    """One row of the table as the terminal and the README show it, without its name."""
     scores = [output.with_interval(row, name) for name in ("accuracy", "macro_f1")]
     if row["name"] == "base":
         return [*scores, "–", "–", "–", "–", "–"]
