@@ -112,7 +112,7 @@ def test_the_whole_demo(
     monkeypatch.setattr(compare, "BASE", str(tiny_base))
     monkeypatch.setattr(compare, "TRAIN", str(train_file))
     monkeypatch.setattr(compare, "TEST", str(eval_file))
-    monkeypatch.setattr(compare, "RATES", {"lora": "2e-2", "full": "2e-3"})
+    monkeypatch.setattr(compare, "RATES", {"lora": "1e-2", "full": "2e-3"})
     outcome = call("demo", "--out", tmp_path / "demo", "--epochs", 30, "--json")
     assert outcome.status == 0, outcome.err
     assert [row["name"] for row in outcome.data["rows"]] == ["base", "lora", "full"]
