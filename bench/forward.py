@@ -32,7 +32,7 @@ def attached(model: nn.Module, count: int) -> AdapterSet:
 
 
 @torch.no_grad()
-def measure(rounds: int = 10) -> dict[str, float]:
+def measure(rounds: int = 6) -> dict[str, float]:
     """Ratios to the base's forward, by case."""
     x = torch.randn(BATCH, POSITIONS, WIDTH)
     bare = encoder().eval()
@@ -84,6 +84,6 @@ def peft_sides(bare: nn.Module, x: torch.Tensor, routes: list[str]) -> dict[str,
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=6)
     for name, value in measure(parser.parse_args().rounds).items():
         print(f"{value:6.3f}  {name}")
