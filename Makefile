@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
-EXTRAS := demo,tensorboard,bench,dev
+EXTRAS := all,bench,dev
 
 # What a target runs must not depend on the network, nor on who else uses the tokenizers' threads.
 export HF_HUB_OFFLINE := 1

@@ -141,7 +141,7 @@ def in_batches(
 
 def score(task: Task, base: BaseModel, features: list[Feature], size: int) -> float:
     """The task's metric over labelled examples."""
-    predictions = in_batches(task, base, features, size, lambda batch: task.predict(base.model, batch))
+    predictions = in_batches(task, base, features, size, lambda batch: task.predict(base.model, batch, base))
     return task.score(predictions, [feature.reference for feature in features])[task.metric]
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from loraloom.formats.peft import save_adapter as save
     from loraloom.tasks import create_task
     from loraloom.training.config import TrainConfig, load_config
-    from loraloom.training.restore import evaluate, open_run, predict
+    from loraloom.training.restore import open_run
     from loraloom.training.run import train
 
 __version__ = "0.1.0"
@@ -60,8 +60,8 @@ _HOMES = {
     "load_config": "loraloom.training.config:load_config",
     "create_task": "loraloom.tasks:create_task",
     "open_run": "loraloom.training.restore:open_run",
-    "evaluate": "loraloom.training.restore:evaluate",
-    "predict": "loraloom.training.restore:predict",
+    "evaluate": "loraloom.training.use:evaluate",
+    "predict": "loraloom.training.use:predict",
     "LoraloomError": "loraloom.errors:LoraloomError",
 }
 

@@ -82,8 +82,8 @@ def test_predict_a_file_into_a_file(suffix: str, call: Call, run_folder: Path, e
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], 'either --text "…" or --data FILE'),
-        (["--text", "a", "--data", "b.csv"], 'either --text "…" or --data FILE'),
+        ([], 'either --text "…", --file FILE or --data PATH'),
+        (["--text", "a", "--data", "b.csv"], 'either --text "…", --file FILE or --data PATH'),
         (["--text", "  "], "text 1 is empty"),
         (["--text", "a", "--out", "p.xlsx"], ".jsonl or .csv"),
         (["--text", "a", "--out", "no/such/folder/p.csv"], "no such folder"),

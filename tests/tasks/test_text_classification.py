@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from loraloom.data.config import DataConfig
 from loraloom.data.table import Example
 from loraloom.errors import BaseModelError, ConfigError, DataError, FormatError
 from loraloom.tasks import create_task, task_names
-from loraloom.tasks.base import BaseModel, Task
+from loraloom.tasks.base import BaseModel
 from loraloom.tasks.bases import MINILM
 from loraloom.tasks.text_classification import Prediction, TextClassification
 
@@ -31,7 +32,7 @@ TEXTS = ["the food was good", "i liked it", "the film is not very good but the h
 
 
 def make_task(labels: Sequence[str] = LABELS, **options: int) -> TextClassification:
-    task = TextClassification(**options)
+    task = cast("TextClassification", create_task("text-classification", **options))
     task.restore({"labels": list(labels), "columns": {}, "max_length": options.get("max_length")})
     return task
 
@@ -278,7 +279,7 @@ def test_empty_text_is_one_token(family: str, made_bases: dict[str, Path]) -> No
     task, base = make_task(), load(made_bases[family])
     encoded = task.encode(as_examples(["", "good"]), base)
     assert encoded.features[0].length >= 1
-    assert len(task.predict(base.model, task.collate(encoded.features, base))) == 2
+    assert len(task.predict(base.model, task.collate(encoded.features, base), base)) == 2
     assert task.encode([], base).features == []
 
 
@@ -321,7 +322,7 @@ def test_predictions_are_probabilities(made_bases: dict[str, Path]) -> None:
     task, base = make_task(), load(made_bases["bert"])
     batch = task.collate(task.encode(as_examples(TEXTS), base).features, base)
     assert "labels" not in batch
-    predictions = task.predict(base.model, batch)
+    predictions = task.predict(base.model, batch, base)
     logits = task.outputs(base.model, batch)
     assert [prediction.label for prediction in predictions] == logits.argmax(-1).tolist()
     assert all(sum(prediction.probabilities) == pytest.approx(1) for prediction in predictions)
@@ -460,8 +461,8 @@ def test_columns_of_training_are_looked_for_first(tmp_path: Path) -> None:
 
 def test_tasks_by_name() -> None:
     assert "text-classification" in task_names()
-    task: Task = create_task("text-classification", max_length=12)
-    assert task.name == "text-classification" and task.state.__self__.max_length == 12  # type: ignore[attr-defined]
+    task = cast("TextClassification", create_task("text-classification", max_length=12))
+    assert task.name == "text-classification" and task.options.max_length == 12
     with pytest.raises(ConfigError, match="did you mean 'text-classification'"):
         create_task("text-clasification")
     with pytest.raises(ConfigError, match="did you mean 'max_length'"):

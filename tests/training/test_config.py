@@ -67,8 +67,19 @@ def test_a_file_that_is_none(tmp_path: Path, content: bytes | None, told: str) -
 
 
 def test_what_is_missing_is_described() -> None:
-    with pytest.raises(ConfigError, match="'base' is missing; it says: Base model"):
+    with pytest.raises(ConfigError, match="'out' is missing; it says: Folder for the results"):
+        load_config(None, {"data.train": "t", "base": "b"})
+    with pytest.raises(ConfigError, match="settings: 'base' is missing; give a base model, or a configuration"):
         load_config(None, {"data.train": "t", "out": "o"})
+
+
+def test_random_weights_are_for_full_fine_tuning_alone() -> None:
+    given = {"data.train": "t", "out": "o", "base_config": "c"}
+    assert load_config(None, {**given, "method": "full"}).base_name == "c"
+    with pytest.raises(ConfigError, match="random weights is trained with method 'full'"):
+        load_config(None, given)
+    with pytest.raises(ConfigError, match="both given"):
+        load_config(None, {**given, "base": "b"})
 
 
 def test_given_values_win_over_the_file_and_leave_the_callers_own_alone(tmp_path: Path) -> None:
@@ -103,7 +114,7 @@ def test_a_letter_too_few_leads_to_the_right_key(key: str, data: st.DataObject) 
 
 def test_the_reference_holds_every_key_with_its_default_and_description() -> None:
     text = reference_yaml()
-    data = yaml.safe_load(text.replace("...  # required", "x"))
+    data = yaml.safe_load(text.replace("...  # required", "x").replace("\nbase: null", "\nbase: x"))
     config = TrainConfig.model_validate(data)
     assert config == TrainConfig.model_validate({"base": "x", "out": "x", "data": {"train": "x"}})
     for key, field in dotted_keys(TrainConfig):

@@ -13,8 +13,9 @@ from tiny_task import TinyTask, tiny_config, write_examples
 
 from loraloom.errors import BaseModelError, FormatError, LoraloomError
 from loraloom.tasks.base import Task
-from loraloom.training.restore import evaluate, open_run, predict
+from loraloom.training.restore import open_run
 from loraloom.training.run import train
+from loraloom.training.use import evaluate, predict
 
 
 def tiny(name: str) -> Task:

@@ -76,7 +76,12 @@ def _check_log(out: Path, record: dict[str, Any]) -> None:
 
 
 def _check_record(record: dict[str, Any], out: Path) -> None:
-    assert record["base"] == {"name": "tiny-base", "source": "hub", "fingerprint": record["base"]["fingerprint"]}
+    assert record["base"] == {
+        "name": "tiny-base",
+        "source": "hub",
+        "fingerprint": record["base"]["fingerprint"],
+        "heads": ["classifier"],
+    }
     assert [len(digest) for digest in record["data"]["sha256"].values()] == [64]
     assert record["effective"]["rank"] == [8]
     assert record["effective"]["alpha"] == [16.0]

@@ -12,7 +12,7 @@ from tiny_task import TinyTask, tiny_config
 from torch import Tensor, nn
 
 from loraloom.errors import TrainingError
-from loraloom.tasks.base import Batch
+from loraloom.tasks.base import BaseModel, Batch
 from loraloom.training.job import Job
 from loraloom.training.prepare import prepare
 from loraloom.training.processes import Processes
@@ -104,10 +104,10 @@ class Hungry(TinyTask):
             raise self.error
         return result
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[int]:
+    def predict(self, model: nn.Module, batch: Batch, base: BaseModel) -> list[int]:
         if len(batch["words"]) > self.most:
             raise self.error
-        return super().predict(model, batch)
+        return super().predict(model, batch, base)
 
 
 CPU_FULL = RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried …")
@@ -186,6 +186,6 @@ def test_predictions_come_in_the_order_of_the_examples(tmp_path: Path) -> None:
     job = make_job(tmp_path, adapter__rank=2)
     steps(job, count=4)
     job.set_training(False)
-    alone = [job.task.predict(job.callable, job.collate([feature]))[0] for feature in job.evaluation]
+    alone = [job.task.predict(job.callable, job.collate([feature]), job.base)[0] for feature in job.evaluation]
     assert len(set(alone)) == 2
     assert predict_features(job, job.evaluation, 7) == alone

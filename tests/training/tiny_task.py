@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import load_file, save
@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from loraloom.data.config import DataConfig
 from loraloom.data.table import Example
 from loraloom.errors import BaseModelError, DataError
-from loraloom.tasks.base import BaseModel, Batch, Encoded, Feature, Splits
+from loraloom.tasks.base import NOTHING_ASKED, AnswerOptions, BaseModel, Batch, Encoded, Feature, Splits
 from loraloom.training.config import TrainConfig
 from loraloom.training.reporter import SilentReporter, StepEvent
 from loraloom.training.run import train
@@ -59,6 +59,10 @@ class TinyTask:
     name: ClassVar[str] = "tiny"
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    peft_type: ClassVar[str | None] = None
+    asks_for: ClassVar[Literal["text", "file"]] = "text"
+    answer_options: ClassVar[frozenset[str]] = frozenset()
+    shares: ClassVar[frozenset[str]] = frozenset({"accuracy"})
 
     def __init__(self) -> None:
         self.labels: list[str] = []
@@ -73,7 +77,18 @@ class TinyTask:
     def read_more(self, source: str, data: DataConfig, *, labelled: bool) -> list[Example]:
         return read_examples(source)
 
-    def load(self, base: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> BaseModel:
+    def question(self, given: str, line: int) -> Example:
+        return Example({"text": given}, "text", line)
+
+    def load(
+        self,
+        base: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        from_config: bool = False,
+        quantize: str | None = None,
+    ) -> BaseModel:
         model = TinyModel(len(self.labels))
         if base.startswith("tiny"):
             fill(model, base)
@@ -100,7 +115,7 @@ class TinyTask:
         label = example.values.get("label")
         return Feature({"words": numbers}, len(numbers), None if label is None else self.labels.index(label))
 
-    def collate(self, features: Sequence[Feature], base: BaseModel) -> Batch:
+    def collate(self, features: Sequence[Feature], base: BaseModel, *, training: bool = False) -> Batch:
         longest = max(feature.length for feature in features)
         rows = [[*feature.inputs["words"], *[0] * (longest - feature.length)] for feature in features]
         batch = {"words": torch.tensor(rows)}
@@ -112,7 +127,7 @@ class TinyTask:
         labels = batch["labels"]
         return F.cross_entropy(model(batch["words"]).float(), labels, reduction="sum"), len(labels)
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[int]:
+    def predict(self, model: nn.Module, batch: Batch, base: BaseModel) -> list[int]:
         found: list[int] = model(batch["words"]).argmax(-1).tolist()
         return found
 
@@ -124,7 +139,7 @@ class TinyTask:
     def outputs(self, model: nn.Module, batch: Batch) -> Tensor:
         return model(batch["words"]).float()
 
-    def describe(self, prediction: int) -> Mapping[str, Any]:
+    def describe(self, prediction: int, options: AnswerOptions = NOTHING_ASKED) -> Mapping[str, Any]:
         return {"label": self.labels[prediction]}
 
     def state(self) -> dict[str, Any]:

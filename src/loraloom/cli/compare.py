@@ -13,7 +13,8 @@ from typing import Any
 from loraloom import errors
 from loraloom.cli import output
 from loraloom.tasks import create_task
-from loraloom.training.restore import open_run, predict
+from loraloom.training.restore import open_run
+from loraloom.training.use import predict
 
 BASE = "sentence-transformers/all-MiniLM-L6-v2"
 TRAIN, TEST = "sentiment:train", "sentiment:test"

@@ -52,10 +52,11 @@ def _summary(record: dict[str, Any]) -> list[str]:
     from loraloom.cli import output
 
     parameters, metric, scores = record["parameters"], record["metric"], record["metrics"]
+    share = output.is_share(record, metric)
     return [
         f"{record['method']} over {record['base']['name']}: {parameters['trained']:,} trained parameters "
         f"({output.percent(parameters['share'], 2)}), {output.file_size(record['result_bytes'])} on disk",
-        f"{metric}: base {output.with_interval(scores['base'], metric)}, trained "
-        f"{output.with_interval(scores['trained'], metric)}",
+        f"{metric}: base {output.with_interval(scores['base'], metric, share=share)}, trained "
+        f"{output.with_interval(scores['trained'], metric, share=share)}",
         f"outputs on held-out examples moved by {record['evidence']['output_change']:.2f} of their size",
     ]

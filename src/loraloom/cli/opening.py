@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from typing import Any
 
 from loraloom.cli.output import is_main_process
+from loraloom.data.config import DataConfig
 from loraloom.tasks import create_task
 from loraloom.training.restore import Opened, open_run
+from loraloom.training.settings_file import read_settings
 
 
 def opened(
@@ -16,18 +19,24 @@ def opened(
     base: str | None = None,
     batch_size: int | None = None,
     columns: Mapping[str, str | None] | None = None,
+    changes: Mapping[str, Any] | None = None,
 ) -> Opened:
-    """The model in `folder`, to be called with other batches or columns than it was trained with if given.
+    """The model in `folder`, to be called with other batches, columns or settings of `data` if given.
 
     Raises FormatError for a damaged folder or an adapter for another base, BaseModelError.
     """
     run = open_run(folder, create_task, base=base)
-    settings = run.record["settings"]
     if batch_size is not None:
-        settings["batch_size"] = batch_size
+        run.record["settings"]["batch_size"] = batch_size
     given = {role: name for role, name in (columns or {}).items() if name is not None}
-    settings["data"]["columns"] = {**settings["data"]["columns"], **given}
+    run.data_changes = {"columns": {**run.data.columns, **given}, **(changes or {})}
     return run
+
+
+def data_changes(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of `data` by dotted key as they are to be taken. Raises ConfigError for one that is none."""
+    checked = read_settings(DataConfig, None, {"train": "-", **given})
+    return {key: getattr(checked, key) for key in {name.partition(".")[0] for name in given}}
 
 
 def note(text: str) -> None:

@@ -83,12 +83,33 @@ def percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f} %"
 
 
-def with_interval(metrics: Mapping[str, float], name: str) -> str:
-    """A score in per cent with its 95 % interval: "84.0 % (79.2–87.9)"."""
-    score = metrics[name]
-    if f"{name}_low" not in metrics:
-        return percent(score)
-    return f"{percent(score)} ({100 * metrics[f'{name}_low']:.1f}–{100 * metrics[f'{name}_high']:.1f})"
+def with_interval(metrics: Mapping[str, float], name: str, *, share: bool = True) -> str:
+    """A score with its 95 % interval: a share in per cent, "84.0 % (79.2–87.9)"; else as it is."""
+    bounds = [metrics[f"{name}_{end}"] for end in ("low", "high") if f"{name}_{end}" in metrics]
+    if share:
+        shown, ends = percent(metrics[name]), [f"{100 * bound:.1f}" for bound in bounds]
+    else:
+        shown, ends = f"{metrics[name]:.4g}", [f"{bound:.4g}" for bound in bounds]
+    return f"{shown} ({'–'.join(ends)})" if len(ends) == 2 else shown
+
+
+def is_share(record: Mapping[str, Any], metric: str) -> bool:
+    """Whether a score of a run is a share of one, by its run.json; older ones held only such."""
+    return metric in record.get("shares", (metric,))
+
+
+def score_rows(found: Mapping[str, Mapping[str, float]], shares: Iterable[str]) -> list[list[str]]:
+    """Metrics as rows, one column per entry of `found`; bounds stand beside their score, counts are left out."""
+    every = dict.fromkeys(name for metrics in found.values() for name in metrics)
+    names = [name for name in every if not name.endswith(("_low", "_high")) and name != "n"]
+    known = set(shares)
+    return [
+        [
+            name,
+            *(with_interval(m, name, share=name in known) if name in m else "–" for m in found.values()),
+        ]
+        for name in names
+    ]
 
 
 def file_size(size: float) -> str:

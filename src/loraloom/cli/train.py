@@ -14,11 +14,15 @@ from loraloom.training.config import TrainConfig, load_config, reference_yaml
 from loraloom.training.settings_file import dotted_keys
 
 FIELDS = dict(dotted_keys(TrainConfig))
+_QUESTIONS = {name: '--text "…"' for name in ("text-classification", "causal-lm", "translation", "speech-synthesis")}
 _SETTINGS = {
     "--task": "task",
     "--base": "base",
+    "--base-config": "base_config",
+    "--quantize": "quantize",
     "--data": "data.train",
     "--eval": "data.eval",
+    "--skip-bad": "data.skip_bad",
     "--out": "out",
     "--method": "method",
     "--rank": "adapter.rank",
@@ -86,6 +90,9 @@ def _configuration(path: str | None, settings: Mapping[str, Any], sets: Sequence
     """The file, then the flags, then `--set`, each winning over the one before."""
     overrides = {**settings, **dict(parse_assignment(entry, FIELDS) for entry in sets)}
     missing = [name for name in ("--base", "--data", "--out") if _SETTINGS[name] not in overrides]
+    if "base_config" in overrides:
+        missing = [name for name in missing if name != "--base"]
+        overrides.setdefault("base", None)  # what a file says of the base gives way to the flag
     if path is None and missing:
         raise ConfigError(
             f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: train needs --base, --data "
@@ -115,20 +122,17 @@ def _run(config: TrainConfig, *, resume: bool, as_json: bool) -> None:
     if as_json:
         output.emit({"out": str(result.out), **result.record})
         return
-    record, metric = result.record, result.record["metric"]
+    record = result.record
     memory, seconds = record["memory_mib"], record["training"]["seconds"]
-    scores = {name: output.with_interval(found, metric) for name, found in record["metrics"].items()}
-    output.show_table(
-        ["", metric],
-        [[name.replace("_", " "), score] for name, score in scores.items()],
-    )
+    found = record["metrics"]
+    output.show_table(["", *(name.replace("_", " ") for name in found)], output.score_rows(found, record["shares"]))
     share = output.percent(record["parameters"]["share"], 2)
     output.say(
         f"trained {record['parameters']['trained']:,} parameters ({share}) in "
         f"{output.duration(seconds['training'])}, {memory['peak_above_base']:.0f} MiB above the base model's own",
         f"{'adapter' if config.method == 'lora' else 'model'} in {result.out} "
         f"({output.file_size(record['result_bytes'])})",
-        f'next: loraloom predict {result.out} --text "…"',
+        f"next: loraloom predict {result.out} {_QUESTIONS.get(config.task, '--file FILE')}",
     )
 
 

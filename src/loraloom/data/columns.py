@@ -9,7 +9,7 @@ from typing import Any, Literal
 from loraloom.data.records import Records, quoted
 from loraloom.errors import ConfigError, DataError, suggest
 
-Kind = Literal["text", "label"]
+Kind = Literal["text", "label", "any"]
 
 _SAMPLE = 1_000  # rows looked at when a column is told by its content
 
@@ -23,7 +23,7 @@ class Role:
     candidates: tuple[str, ...]
     """Column names that mean this role, most telling first; case, spaces and hyphens do not matter."""
     kind: Kind = "text"
-    """"text": words to read, never empty. "label": one of few values, text or number."""
+    """"text": words to read, never empty. "label": one of few values, text or number. "any": whatever is there."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,8 @@ def _plain(name: str) -> str:
 
 def _by_content(records: Records, role: Role, taken: Collection[int]) -> int | None:
     """The one free column whose values look like the role's kind; None if there is none or a choice."""
+    if role.kind == "any":
+        return None
     fits = _like_text if role.kind == "text" else _like_label
     free = [i for i in range(len(records.names)) if i not in taken]
     found = [i for i in free if fits([value for value in records.column(i)[:_SAMPLE] if value not in (None, "")])]

@@ -6,13 +6,13 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraloom.data.columns import Choice, Role, choose_columns
 from loraloom.data.records import Records, places, quoted
 from loraloom.data.sources import read_source
-from loraloom.errors import DataError, one_error
+from loraloom.errors import ConfigError, DataError, one_error, suggest
 
 __all__ = ["Example", "Role", "Table", "read_table"]
 
@@ -59,34 +59,103 @@ def read_table(
     split: str | None = None,
     prefer_splits: Sequence[str] = ("train",),
     required_roles: Sequence[str] | None = None,
+    where: Mapping[str, Sequence[str]] | None = None,
+    skip_bad: bool = False,
 ) -> Table:
-    """Read a .csv, .tsv, .jsonl, .json or .parquet file, a dataset folder or name, or the packaged set.
+    """Read a .csv, .tsv, .jsonl, .json, .parquet or .txt file, a dataset folder or name, or the packaged set.
 
     `columns` maps roles to column names; other roles are detected. `required_roles` (all by default) must
     have a column and a value in every row; other roles are read where they are found. Where a dataset has
-    splits, `split` is taken, or the first of `prefer_splits` that there is.
+    splits, `split` is taken, or the first of `prefer_splits` that there is. `where` keeps the rows whose
+    column holds one of the values; `skip_bad` leaves out rows that cannot be used, with a note.
 
     Raises DataError, naming the file and the lines, for whatever cannot be read as it stands; ConfigError
     for settings that do not fit the source.
     """
     records = read_source(source, delimiter=delimiter, split=split, prefer=prefer_splits)
+    return table_of(source, records, roles, columns, required_roles, where=where, skip_bad=skip_bad)
+
+
+def table_of(
+    source: str,
+    records: Records,
+    roles: Sequence[Role],
+    columns: Mapping[str, str] | None = None,
+    required_roles: Sequence[str] | None = None,
+    *,
+    where: Mapping[str, Sequence[str]] | None = None,
+    skip_bad: bool = False,
+) -> Table:
+    """Checked examples of what a reader handed on; see `read_table`. Raises DataError, ConfigError."""
     if not len(records.lines):
         raise DataError(f"{source} names the columns {quoted(records.names)} but has no rows")
+    records = _kept_rows(source, records, where or {})
     required = [role.name for role in roles] if required_roles is None else list(required_roles)
     chosen = choose_columns(source, records, roles, columns or {}, required)
-    found = [role for role in roles if role.name in chosen]
-    cells = {role.name: _checked(source, records, role, chosen[role.name], required) for role in found}
+    cells = {
+        role.name: _checked(source, records, role, chosen[role.name], role.name in required, skip_bad)
+        for role in roles
+        if role.name in chosen
+    }
     examples = [
         Example({name: value for name, value in zip(cells, row, strict=True) if value is not None}, source, line)
         for line, row in zip(records.lines, zip(*cells.values(), strict=True), strict=True)
+        if _STRANGE not in row
     ]
+    skipped = len(records.lines) - len(examples)
+    if not examples:
+        raise DataError(f"{source}: none of its {skipped} rows can be used")
     return Table(
         name=source,
         examples=examples,
         columns={name: choice.name for name, choice in chosen.items()},
-        notes=[*records.notes, *_describe(source, chosen)],
+        notes=[*records.notes, *_describe(source, chosen), *_skip_note(source, records, cells, skipped)],
         sha256=records.sha256 or _hash_values(examples),
     )
+
+
+def _kept_rows(source: str, records: Records, where: Mapping[str, Sequence[str]]) -> Records:
+    """The rows whose columns hold what `where` asks for."""
+    if not where:
+        return records
+    kept = list(range(len(records.lines)))
+    for column, wanted in where.items():
+        if column not in records.names:
+            raise ConfigError(
+                f"where: {source} has no column {column!r}; it has {quoted(records.names)}"
+                f"{suggest(column, records.names)}"
+            )
+        values = [plain_value(value) for value in records.column(records.names.index(column))]
+        if absent := [value for value in wanted if plain_value(value) not in values]:
+            raise ConfigError(f"where: no row of {source} has {quoted(absent)} in the column {column!r}")
+        accepted = {plain_value(value) for value in wanted}
+        kept = [row for row in kept if values[row] in accepted]
+    if not kept:
+        raise ConfigError(f"where: no row of {source} fulfils all of {dict(where)}")
+    told = " and ".join(f"{column} is {' or '.join(map(str, wanted))}" for column, wanted in where.items())
+    note = f"{source}: {len(kept)} of {len(records.lines)} rows kept, where {told}"
+    column_of = records.column
+    return replace(
+        records,
+        lines=[records.lines[row] for row in kept],
+        column=lambda index: [values[row] for values in [column_of(index)] for row in kept],
+        notes=[*records.notes, note],
+    )
+
+
+def plain_value(value: Any) -> str:
+    """A cell as text for comparison: 1, 1.0 and "1" are the same."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+
+
+def _skip_note(source: str, records: Records, cells: Mapping[str, list[Any]], skipped: int) -> list[str]:
+    """What was left out, with the first of its lines."""
+    if not skipped:
+        return []
+    rows = zip(records.lines, zip(*cells.values(), strict=True), strict=True)
+    lines = [line for line, row in rows if _STRANGE in row]
+    left_out = "one row" if skipped == 1 else f"{skipped} rows"
+    return [f"{source}: {left_out} of {len(records.lines)} left out as unusable ({places(lines, records.unit)})"]
 
 
 def _describe(source: str, chosen: Mapping[str, Choice]) -> list[str]:
@@ -94,24 +163,27 @@ def _describe(source: str, chosen: Mapping[str, Choice]) -> list[str]:
     return [f"{source}: {', '.join(parts)}"] if parts else []
 
 
-def _checked(source: str, records: Records, role: Role, choice: Choice, required: Sequence[str]) -> list[Any]:
-    """A column's values, None for missing; raises DataError for what the role cannot take."""
-    clean = _text if role.kind == "text" else _label
+def _checked(source: str, records: Records, role: Role, choice: Choice, required: bool, skip_bad: bool) -> list[Any]:
+    """A column's values, None for missing; raises DataError for what the role cannot take.
+
+    With `skip_bad` nothing is raised: what cannot be used is `_STRANGE`.
+    """
+    clean = _CLEANERS[role.kind]
     values, empty, strange = [], [], []
     for line, raw in zip(records.lines, records.column(choice.index), strict=True):
         value = clean(raw)
-        values.append(None if value is _STRANGE else value)
         if value is _STRANGE:
             strange.append(line)
-        elif value is None:
+        elif value is None and required:
             empty.append(line)
+        values.append(_STRANGE if value is None and required else value)
     faults = []
-    if empty and role.name in required:
+    if empty:
         faults.append(f"{_rows(empty)} no {role.name} ({places(empty, records.unit)}); fill it in or remove the row")
     if strange:
         expected = "text" if role.kind == "text" else "text or a number"
         faults.append(f"{_rows(strange)} something other than {expected} ({places(strange, records.unit)})")
-    if faults:
+    if faults and not skip_bad:
         raise one_error(DataError, f"{source}, column {choice.name!r}", faults)
     return values
 
@@ -120,7 +192,11 @@ def _rows(lines: Sequence[int]) -> str:
     return "one row has" if len(lines) == 1 else f"{len(lines)} rows have"
 
 
-_STRANGE = object()
+class _Strange:
+    """What a role cannot take."""
+
+
+_STRANGE = _Strange()
 
 
 def _text(raw: object) -> object:
@@ -135,6 +211,14 @@ def _label(raw: object) -> object:
     if isinstance(raw, (int, float)):
         return None if math.isnan(raw) else raw
     return _string(raw)
+
+
+def _anything(raw: object) -> object:
+    """The value as it stands, None for nothing at all."""
+    return None if raw is None or raw == "" or raw == [] else raw
+
+
+_CLEANERS = {"text": _text, "label": _label, "any": _anything}
 
 
 def _string(raw: object) -> object:

@@ -1,22 +1,64 @@
 """What a task is: the only thing that the training loop knows of text, images or speech.
 
 A task turns files into examples, a name into a base model, examples into batches, and batches into a
-loss, predictions and a score. One file in this folder per task; `training` sees this protocol alone.
+loss, predictions and a score. One file in this folder per task; `training` sees these protocols alone.
+`Task` is what every task does. What only some do (write freely, leave files, draw their scores) are
+protocols of their own, below it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import torch
+from pydantic import BaseModel as Settings
+from pydantic import ConfigDict, model_validator
 from torch import Tensor, nn
 
 from loraloom.data.config import DataConfig
 from loraloom.data.table import Example
+from loraloom.tasks.answers import NOTHING_ASKED, AnswerOptions
 
-Batch = dict[str, Tensor]
+__all__ = [
+    "NOTHING_ASKED",
+    "AnswerOptions",
+    "Answers",
+    "BaseModel",
+    "Batch",
+    "DrawsScores",
+    "Encoded",
+    "Feature",
+    "LeavesFiles",
+    "Splits",
+    "Task",
+    "TaskOptions",
+]
+
+Batch = dict[str, Any]
+"""Named tensors; a list, tuple or mapping of tensors may stand in the place of one (boxes per picture)."""
+
+
+class TaskOptions(Settings):
+    """Settings of one task alone, the `options` of a configuration. Each field is described, with its unit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _yes_is_no_number(cls, data: dict[str, Any]) -> dict[str, Any]:
+        """Refuse true and false where a number is meant: YAML's `yes` would silently be 1."""
+        for name, value in data.items():
+            field = cls.model_fields.get(name)
+            if isinstance(value, bool) and field is not None and not _takes_bool(field.annotation):
+                raise ValueError(f"'{name}' is {value}, which is no value that it can have")
+        return data
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or any(_takes_bool(part) or part is True for part in get_args(annotation))
 
 
 @dataclass(frozen=True)
@@ -36,7 +78,7 @@ class Feature:
     """One example, ready to be batched."""
 
     inputs: dict[str, Any]
-    """What `Task.collate` needs, e.g. token ids as a list of int."""
+    """What `Task.collate` needs, e.g. token ids as a list of int, or the file that a picture is read from."""
     length: int
     """Size along the axis that batches are padded on (T); batches are made of like lengths."""
     reference: Any = None
@@ -58,15 +100,15 @@ class BaseModel:
 
     model: nn.Module
     processor: Any
-    """Tokenizer, image processor or the like."""
+    """Tokenizer, image processor or the like; its `save_pretrained` writes what loading it again needs."""
     heads: tuple[str, ...]
     """The task's own modules by path, e.g. a classifier: trained, saved and restored with the adapter."""
     name: str
     """As the user gave it; a short name is written out to the full one."""
     source: str
-    """Where it was found: "folder", "cache", "hub" or "package"."""
+    """Where it was found: "folder", "cache", "hub" or "package"; "config" for random weights."""
     fingerprint: str
-    """sha256 of the weights file(s): tells an adapter for another base."""
+    """sha256 of the weights file(s), or of the configuration: tells an adapter for another base."""
     notes: list[str] = field(default_factory=list)
     """One sentence each on what was decided while loading: which head is new, which was kept."""
 
@@ -79,6 +121,14 @@ class Task(Protocol):
     metric: ClassVar[str]
     """The score that picks the best checkpoint, a key of what `score` returns."""
     higher_is_better: ClassVar[bool]
+    peft_type: ClassVar[str | None]
+    """PEFT's word for the task in adapter_config.json, e.g. "SEQ_CLS", where it has one."""
+    asks_for: ClassVar[Literal["text", "file"]]
+    """What one question to `predict` is: a text, or the path of a picture or recording."""
+    answer_options: ClassVar[frozenset[str]]
+    """Which fields of AnswerOptions mean something here."""
+    shares: ClassVar[frozenset[str]]
+    """Scores that are shares of one, and shown in per cent."""
 
     def read(self, data: DataConfig, *, seed: int) -> Splits:
         """Read and check the files of a run; afterwards the task knows its labels. Raises DataError."""
@@ -88,23 +138,43 @@ class Task(Protocol):
         """Read one further file for evaluation (labelled) or prediction. Raises DataError."""
         ...
 
-    def load(self, base: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> BaseModel:
-        """Load the base model with a head for this task, a new one by `seed`. Raises BaseModelError."""
+    def question(self, given: str, line: int) -> Example:
+        """An example made of one text, or one file's path, from the command line. Raises DataError."""
+        ...
+
+    def load(
+        self,
+        base: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        from_config: bool = False,
+        quantize: str | None = None,
+    ) -> BaseModel:
+        """Load the base model with a head for this task, a new one by `seed`. Raises BaseModelError.
+
+        With `from_config`, `base` is a transformers configuration, and all weights are drawn by `seed`.
+        `quantize` ("int8", "int4", "nf4") holds the weights of its linear layers in fewer bits.
+        """
         ...
 
     def encode(self, examples: Sequence[Example], base: BaseModel) -> Encoded:
-        """Tokenise or decode every example."""
+        """Tokenise every example, or say which file it is decoded from."""
         ...
 
-    def collate(self, features: Sequence[Feature], base: BaseModel) -> Batch:
-        """Pad B features into tensors, e.g. input_ids (B, T)."""
+    def collate(self, features: Sequence[Feature], base: BaseModel, *, training: bool = False) -> Batch:
+        """Pad B features into tensors, e.g. input_ids (B, T).
+
+        With `training`, examples may be varied by chance (flips, masks), drawn from torch's global
+        generator, which the loop seeds for every step: a resumed run draws the same.
+        """
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> tuple[Tensor, int]:
         """Sum of the losses over the batch, a float32 scalar, and over how many items it is the sum."""
         ...
 
-    def predict(self, model: nn.Module, batch: Batch) -> list[Any]:
+    def predict(self, model: nn.Module, batch: Batch, base: BaseModel) -> list[Any]:
         """One prediction per row of the batch, of the kind `score` compares with references."""
         ...
 
@@ -116,7 +186,7 @@ class Task(Protocol):
         """The model's raw output (B, ...) in float32: shows whether an adapter changes anything (D9)."""
         ...
 
-    def describe(self, prediction: Any) -> Mapping[str, Any]:
+    def describe(self, prediction: Any, options: AnswerOptions = NOTHING_ASKED) -> Mapping[str, Any]:
         """A prediction as plain data for the command line and JSON, e.g. {"label": …, "score": …}."""
         ...
 
@@ -126,4 +196,38 @@ class Task(Protocol):
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Take back what `state` gave, from an adapter folder's run.json."""
+        ...
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """A task whose answer to a user is not what is scored: text that is written on, a voice that speaks."""
+
+    def answer(
+        self,
+        model: nn.Module,
+        features: Sequence[Feature],
+        base: BaseModel,
+        options: AnswerOptions,
+        say: Callable[[str], None] | None = None,
+    ) -> list[Any]:
+        """One answer per feature, of the kind that `describe` tells; `say` hears text as it is written."""
+        ...
+
+
+@runtime_checkable
+class LeavesFiles(Protocol):
+    """A task whose predictions can be looked at or heard: a picture with boxes, a recording."""
+
+    def write_file(self, prediction: Any, example: Example, stem: Path, options: AnswerOptions) -> Path:
+        """Write the prediction as a file whose name is `stem` with a suffix; returns its path."""
+        ...
+
+
+@runtime_checkable
+class DrawsScores(Protocol):
+    """A task whose scores are better seen than read: a confusion matrix."""
+
+    def draw_scores(self, predictions: Sequence[Any], references: Sequence[Any], folder: Path) -> list[Path]:
+        """Draw PNGs into `folder`, which exists; returns their paths."""
         ...

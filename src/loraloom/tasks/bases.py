@@ -51,18 +51,26 @@ class ResolvedBase:
     """As the user gave it; a short name is written out to the full one."""
     folder: Path
     source: str
-    """"folder", "cache", "hub" or "package"."""
+    """"folder", "cache", "hub" or "package"; "config" where only a configuration was asked for."""
     fingerprint: str
-    """sha256, hexadecimal, of the weight files' bytes in the order of their names."""
+    """sha256, hexadecimal, of the weight files' bytes in the order of their names; else of config.json."""
+
+    @property
+    def random(self) -> bool:
+        """Whether there is a configuration alone: all weights are to be drawn."""
+        return self.source == "config"
 
 
-def resolve_base(name: str) -> ResolvedBase:
+def resolve_base(name: str, *, from_config: bool = False) -> ResolvedBase:
     """Find the base model `name`: a local path, then the Hugging Face cache, the Hub, and a known package.
 
+    With `from_config`, `name` is a folder with a config.json, or such a file, and no weights are looked for.
     Raises BaseModelError, which says everything that was tried, when it is nowhere, when its files are
     incomplete or damaged, when they are pickles, and when `name` is an adapter rather than a base model.
     """
     path = Path(name).expanduser()
+    if from_config:
+        return _configuration(name, path)
     if path.exists():
         return _resolved(name, path, "folder")
     if _is_path_like(name):
@@ -79,6 +87,21 @@ def resolve_base(name: str) -> ResolvedBase:
         if folder is not None:
             return _resolved(full_name, folder, source)
     raise BaseModelError(_nowhere(name, path, tried))
+
+
+def _configuration(name: str, path: Path) -> ResolvedBase:
+    """A configuration without weights. Raises BaseModelError when it is not there, or no transformers one."""
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file() or file.name != "config.json":
+        near = "" if path.exists() else _near_paths(path)
+        raise BaseModelError(f"base_config: {name!r} is neither a config.json nor a folder that holds one{near}")
+    try:
+        kind = json.loads(file.read_text("utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        kind = None
+    if not isinstance(kind, str):
+        raise BaseModelError(f"base_config: {file} is no transformers configuration: it names no 'model_type'")
+    return ResolvedBase(name, file.parent, "config", fingerprint([file]))
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
+from pydantic import Field
 from sklearn.metrics import accuracy_score, f1_score
 from torch import Tensor, nn
 from torch.nn import functional
+from transformers import AutoModelForSequenceClassification, PreTrainedTokenizerBase
 
 from loraloom.data.config import DataConfig
 from loraloom.data.labels import Labels
-from loraloom.data.split import drop_duplicates, find_leaks, sample_examples, split_examples
 from loraloom.data.table import Example, Role, Table, read_table
 from loraloom.errors import ConfigError, DataError, FormatError
-from loraloom.tasks.base import BaseModel, Batch, Encoded, Feature, Splits
-from loraloom.tasks.bases import resolve_base
+from loraloom.tasks.base import (
+    NOTHING_ASKED,
+    AnswerOptions,
+    BaseModel,
+    Batch,
+    Encoded,
+    Feature,
+    Splits,
+    TaskOptions,
+)
+from loraloom.tasks.bases import ResolvedBase, resolve_base
 from loraloom.tasks.classifier import load_classifier
 from loraloom.tasks.intervals import macro_f1_interval, wilson_interval
-from loraloom.tasks.tokens import pad_rows, token_limit, tokenise, vocabulary_size
+from loraloom.tasks.loading import has_tokenizer, load_config, load_tokenizer
+from loraloom.tasks.splits import HELD_OUT_SPLITS, read_splits, with_words
+from loraloom.tasks.tokens import pad_rows, token_limit, tokenise, use_padding, vocabulary_size
+from loraloom.tasks.vocabulary import train_tokenizer
 
 TEXT = Role("text", ("text", "sentence", "review", "content", "comment", "tweet", "message", "document", "body"))
 LABEL = Role("label", ("label", "labels", "class", "category", "target", "sentiment", "intent", "stars"), "label")
@@ -34,24 +48,31 @@ class Prediction(NamedTuple):
     """One per class, in the order of the labels; they sum to 1."""
 
 
-class TextClassification:
-    """The task "text-classification"; see `loraloom.tasks.base.Task` for what each method is for.
+class TextClassificationOptions(TaskOptions):
+    """Settings of text classification."""
 
-    `max_length` cuts texts to so many tokens, special ones included; None leaves it to model and tokenizer.
-    """
+    max_length: int | None = Field(
+        default=None, ge=1, description="Tokens after which a text is cut, special ones included. null: no own limit."
+    )
+
+
+class TextClassification:
+    """The task "text-classification"; see `loraloom.tasks.base.Task` for what each method is for."""
 
     name: ClassVar[str] = "text-classification"
     metric: ClassVar[str] = "accuracy"
     higher_is_better: ClassVar[bool] = True
+    peft_type: ClassVar[str | None] = "SEQ_CLS"
+    asks_for: ClassVar[Literal["text", "file"]] = "text"
+    answer_options: ClassVar[frozenset[str]] = frozenset({"top_k"})
+    shares: ClassVar[frozenset[str]] = frozenset({"accuracy", "macro_f1"})
+    Options: ClassVar[type[TaskOptions]] = TextClassificationOptions
 
-    def __init__(self, max_length: int | None = None) -> None:
-        if max_length is not None and (isinstance(max_length, bool) or not isinstance(max_length, int)):
-            raise ConfigError(f"max_length: a whole number of tokens is expected, found {max_length!r}")
-        if max_length is not None and max_length < 1:
-            raise ConfigError(f"max_length: at least 1 token is expected, found {max_length}")
-        self.max_length = max_length
+    def __init__(self, options: TextClassificationOptions | None = None) -> None:
+        self.options = options or TextClassificationOptions()
         self._labels: Labels | None = None
         self._columns: dict[str, str] = {}
+        self._texts: list[str] = []
 
     @property
     def labels(self) -> Labels:
@@ -67,31 +88,47 @@ class TextClassification:
 
         Raises DataError for anything that cannot be used, labels included that training never saw.
         """
-        table = read_table(data.train, (TEXT, LABEL), columns=data.columns, delimiter=data.delimiter, split=data.split)
-        self._labels = Labels.from_examples(table.examples, column=table.columns["label"])
-        self._columns = dict(table.columns)
-        notes = [*table.notes, _count_note(self._labels, table.examples), *self._labels.notes()]
-        examples = table.examples
-        if data.drop_duplicates:
-            examples, dropped = drop_duplicates(examples)
-            notes.append(f"{table.name}: {len(dropped)} rows whose text came before were dropped")
-        if data.eval is None and data.eval_split is None:
-            train, evaluation = self._set_aside(examples, data, seed, notes)
-            return Splits(train, evaluation, notes, {table.name: table.sha256})
-        held_out = self._read_further(data.eval or data.train, data, labelled=True)
-        self._labels.encode(held_out.examples)  # raises for a label that training never saw
-        train = sample_examples(examples, data.limit, seed) if data.limit else examples
-        notes += [*held_out.notes, *_leak_notes(train, held_out.examples)]
-        hashes = {table.name: table.sha256}
-        hashes[_other_name(held_out.name, hashes, data.eval_split)] = held_out.sha256
-        return Splits(train, held_out.examples, notes, hashes)
+        splits, table = read_splits(
+            data,
+            lambda source, held_out: self._read(source, data, held_out=held_out),
+            seed=seed,
+            text_role=TEXT.name,
+            stratify_by=LABEL.name,
+            ignore=(LABEL.name,),
+            accept=self._accept,
+        )
+        self._texts = [example.values["text"] for example in splits.train]
+        return replace(splits, notes=[*splits.notes, _count_note(self.labels, table.examples), *self.labels.notes()])
+
+    def _accept(self, held_out: Sequence[Example]) -> None:
+        self.labels.encode(held_out)
 
     def read_more(self, source: str, data: DataConfig, *, labelled: bool) -> list[Example]:
         """Read a further file; the columns that training read are looked for first."""
-        examples = self._read_further(source, data, labelled=labelled).examples
+        examples = with_words(self._read_further(source, data, labelled=labelled), data, TEXT.name).examples
         if labelled:
             self.labels.encode(examples)
         return examples
+
+    def question(self, given: str, line: int) -> Example:
+        """A text to classify."""
+        return Example({"text": given}, "text", line)
+
+    def _read(self, source: str, data: DataConfig, *, held_out: bool) -> Table:
+        if held_out:
+            return self._read_further(source, data, labelled=True)
+        table = read_table(
+            source,
+            (TEXT, LABEL),
+            columns=data.columns,
+            delimiter=data.delimiter,
+            split=data.split,
+            where=data.where,
+            skip_bad=data.skip_bad,
+        )
+        self._labels = Labels.from_examples(table.examples, column=table.columns["label"])
+        self._columns = dict(table.columns)
+        return table
 
     def _read_further(self, source: str, data: DataConfig, *, labelled: bool) -> Table:
         roles = [
@@ -105,37 +142,38 @@ class TextClassification:
             columns=given,
             delimiter=data.delimiter,
             split=data.eval_split,
-            prefer_splits=("test", "validation"),
+            prefer_splits=HELD_OUT_SPLITS,
+            where=data.where if labelled else None,
+            skip_bad=data.skip_bad,
         )
-
-    def _set_aside(
-        self, examples: list[Example], data: DataConfig, seed: int, notes: list[str]
-    ) -> tuple[list[Example], list[Example]]:
-        """Part the examples in two; with a limit, evaluation shrinks in proportion."""
-        if data.limit:
-            examples = sample_examples(examples, round(data.limit / (1 - data.eval_fraction)), seed)
-        train, evaluation = split_examples(examples, data.eval_fraction, seed)
-        if not evaluation:
-            raise DataError(
-                f"{data.train}: none of its {len(examples)} rows can be set aside for evaluation, being too "
-                "few or too much alike; give more rows, or an evaluation file"
-            )
-        train = sample_examples(train, data.limit, seed) if data.limit else train
-        notes.append(
-            f"{data.train}: {len(evaluation)} of {len(examples)} rows were set aside for evaluation (seed "
-            f"{seed}), of each label alike, with near-duplicates on one side"
-        )
-        return train, evaluation
 
     # --- model
 
-    def load(self, base: str, *, dtype: torch.dtype = torch.float32, seed: int = 0) -> BaseModel:
+    def load(
+        self,
+        base: str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        seed: int = 0,
+        from_config: bool = False,
+        quantize: str | None = None,
+    ) -> BaseModel:
         """The base model with a head for the labels; a head that the files lack is drawn from `seed`."""
-        found = resolve_base(base)
-        loaded = load_classifier(found, self.labels.names, dtype=dtype, seed=seed)
+        found = resolve_base(base, from_config=from_config)
+        tokenizer = self._tokenizer(found)
+        loaded = load_classifier(
+            AutoModelForSequenceClassification,
+            found,
+            self.labels.names,
+            "text classification model",
+            dtype=dtype,
+            seed=seed,
+            quantize=quantize,
+        )
+        use_padding(tokenizer, loaded.model)
         return BaseModel(
             model=loaded.model,
-            processor=loaded.tokenizer,
+            processor=tokenizer,
             heads=loaded.heads,
             name=found.name,
             source=found.source,
@@ -143,10 +181,16 @@ class TextClassification:
             notes=loaded.notes,
         )
 
+    def _tokenizer(self, base: ResolvedBase) -> PreTrainedTokenizerBase:
+        """The base's own; beside a bare configuration without one, made from the training texts."""
+        if not base.random or has_tokenizer(base):
+            return load_tokenizer(base)
+        return train_tokenizer(self._texts, load_config(base).get_text_config().vocab_size, end=True)
+
     def encode(self, examples: Sequence[Example], base: BaseModel) -> Encoded:
         """Tokenise all texts at once; `reference` is the class number, None where there is no label."""
         model: Any = base.model
-        limit = token_limit(model, base.processor, self.max_length)
+        limit = token_limit(model, base.processor, self.options.max_length)
         texts = [example.values["text"] for example in examples]
         rows = tokenise(texts, base.processor, limit, vocabulary_size(model))
         labelled = [example for example in examples if "label" in example.values]
@@ -161,7 +205,7 @@ class TextClassification:
         ]
         return Encoded(features, rows.truncated)
 
-    def collate(self, features: Sequence[Feature], base: BaseModel) -> Batch:
+    def collate(self, features: Sequence[Feature], base: BaseModel, *, training: bool = False) -> Batch:
         """input_ids and, where the tokenizer gives them, token_type_ids (B, T); labels (B,) if all are known.
 
         attention_mask (B, T) is there only when some row is padded.
@@ -181,7 +225,7 @@ class TextClassification:
         return functional.cross_entropy(_logits(model, batch), labels, reduction="sum"), len(labels)
 
     @torch.no_grad()
-    def predict(self, model: nn.Module, batch: Batch) -> list[Prediction]:
+    def predict(self, model: nn.Module, batch: Batch, base: BaseModel) -> list[Prediction]:
         """The most probable label of each row, and the probabilities of all."""
         probabilities = _logits(model, batch).softmax(-1)
         labels = probabilities.argmax(-1).tolist()
@@ -214,9 +258,12 @@ class TextClassification:
             "n": float(len(references)),
         }
 
-    def describe(self, prediction: Prediction) -> Mapping[str, Any]:
-        """The label's name, its probability as "score", and "scores" of all labels by name."""
+    def describe(self, prediction: Prediction, options: AnswerOptions = NOTHING_ASKED) -> Mapping[str, Any]:
+        """The label's name, its probability as "score", and "scores" by name: of all labels, or of the `top_k`."""
         scores = dict(zip(self.labels.names, prediction.probabilities, strict=True))
+        if options.top_k is not None:
+            best = sorted(scores, key=lambda name: -scores[name])[: options.top_k]
+            scores = {name: scores[name] for name in best}
         return {
             "label": self.labels.names[prediction.label],
             "score": prediction.probabilities[prediction.label],
@@ -228,7 +275,7 @@ class TextClassification:
         return {
             "labels": list(self.labels.names),
             "columns": dict(self._columns),
-            "max_length": self.max_length,
+            "max_length": self.options.max_length,
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -238,7 +285,7 @@ class TextClassification:
             raise FormatError(f"task state: 'labels' is no list of at least two label names but {labels!r}")
         self._labels = Labels(tuple(labels))
         self._columns = dict(state.get("columns") or {})
-        self.max_length = state.get("max_length")
+        self.options = self.options.model_copy(update={"max_length": state.get("max_length")})
 
 
 def _logits(model: nn.Module, batch: Batch) -> Tensor:
@@ -251,26 +298,7 @@ def _known(columns: Mapping[str, str], role: Role) -> tuple[str, ...]:
     return (columns[role.name],) if role.name in columns else ()
 
 
-def _other_name(name: str, taken: Mapping[str, str], split: str | None) -> str:
-    """A name for a second split of the same dataset."""
-    return f"{name}:{split or 'evaluation'}" if name in taken else name
-
-
 def _count_note(labels: Labels, examples: Sequence[Example]) -> str:
     counts = labels.counts(examples)
     shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:8])
     return f"{len(counts)} labels: {shown}" + (", …" if len(counts) > 8 else "")
-
-
-def _leak_notes(train: Sequence[Example], evaluation: Sequence[Example]) -> list[str]:
-    """A warning when evaluation examples are also among the training examples."""
-    leaks = find_leaks(train, evaluation)
-    if not leaks:
-        return []
-    exact = sum(leak.exact for leak in leaks)
-    first = leaks[0]
-    return [
-        f"{len(leaks)} of {len(evaluation)} evaluation examples repeat training examples "
-        f"({exact} word for word, {len(leaks) - exact} nearly), e.g. {first.evaluation.place} as "
-        f"{first.train.place}: scores on them say little"
-    ]

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from loraloom.data.config import DataConfig
 from loraloom.training import settings_file
@@ -83,13 +83,28 @@ class TrainConfig(_Settings):
     """One training run."""
 
     task: str = Field(default="text-classification", description="What to train for, e.g. 'text-classification'.")
-    base: str = Field(description="Base model: a folder, or a name on the Hugging Face Hub (owner/name).")
+    base: str | None = Field(
+        default=None, description="Base model: a folder, or a name on the Hugging Face Hub (owner/name)."
+    )
+    base_config: str | None = Field(
+        default=None,
+        description="Instead of 'base', with method 'full': a transformers config.json, or the folder that holds it. "
+        "The model begins with random weights.",
+    )
+    quantize: Literal["int8", "int4", "nf4"] | None = Field(
+        default=None,
+        description="Hold the frozen base's linear layers in fewer bits; 'lora' only. null: as 'precision' says.",
+    )
     data: DataConfig = Field(description="Which data to read, and how.")
     out: str = Field(description="Folder for the results; it must not exist yet, or be empty.")
     max_length: int | None = Field(
         default=None,
         ge=1,
         description="Tokens after which a text is cut, special ones included. null: what model and tokenizer take.",
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        description="The task's own settings by name, e.g. {image_size: 96}; docs/tasks.md lists them.",
     )
     method: Literal["lora", "full"] = Field(
         default="lora", description="'lora' trains an adapter over the frozen base, 'full' every weight of the base."
@@ -182,9 +197,28 @@ class TrainConfig(_Settings):
         return self.head_learning_rate if self.head_learning_rate is not None else self.rate
 
     @property
+    def base_name(self) -> str:
+        """The base model's name or folder; of a model that begins with random weights, its configuration."""
+        return str(self.base if self.base is not None else self.base_config)
+
+    @property
     def task_options(self) -> dict[str, Any]:
         """What the task is made with, beside its name: the options that were given."""
-        return {} if self.max_length is None else {"max_length": self.max_length}
+        return {**self.options} if self.max_length is None else {**self.options, "max_length": self.max_length}
+
+    @model_validator(mode="after")
+    def _one_base(self) -> TrainConfig:
+        """A base model or a configuration, and an adapter only over what was trained before."""
+        if self.base is None and self.base_config is None:
+            raise ValueError("'base' is missing; give a base model, or a configuration as 'base_config'")
+        if self.base is not None and self.base_config is not None:
+            raise ValueError("'base' and 'base_config' are both given; only one of them can be meant")
+        if self.base_config is not None and self.method == "lora":
+            raise ValueError(
+                "base_config: a model with random weights is trained with method 'full'; an adapter then takes its "
+                "output folder as 'base'"
+            )
+        return self
 
     def settings(self) -> dict[str, Any]:
         """Every setting as JSON data, as run.json keeps it."""
@@ -192,7 +226,7 @@ class TrainConfig(_Settings):
 
     def unused(self) -> list[str]:
         """One sentence for each setting that was given and that the method does not use."""
-        given = self.model_fields_set & {"adapter", "lr_ratio", "base_dropout", "compare_precision"}
+        given = self.model_fields_set & {"adapter", "lr_ratio", "base_dropout", "compare_precision", "quantize"}
         if self.method == "lora":
             return []
         return [f"method 'full' does not use the setting '{key}'" for key in sorted(given)]

@@ -19,14 +19,22 @@ BLUE, ORANGE, GREY, LIGHT = "#2563a8", "#c8641b", "#6b7280", "#a9c4e4"
 Entries = Sequence[Mapping[str, Any]]
 
 
-def draw_curves(path: Path, entries: Entries, *, metric: str, base_score: float | None, best_step: int | None) -> None:
+def draw_curves(
+    path: Path,
+    entries: Entries,
+    *,
+    metric: str,
+    base_score: float | None,
+    best_step: int | None,
+    base_label: str = "base",
+) -> None:
     """Write the log's `entries` as a PNG: three panels over one axis of steps. Raises OutputError."""
     steps = [entry for entry in entries if entry["kind"] == "step"]
     evaluations = [entry for entry in entries if entry["kind"] == "evaluation" and metric in entry]
     figure = Figure(figsize=(8, 7.5), layout="constrained")
     losses, scores, rates = figure.subplots(3, 1, sharex=True, height_ratios=[3, 3, 1.4])
     _draw_loss(losses, steps)
-    _draw_scores(scores, evaluations, metric, base_score, best_step)
+    _draw_scores(scores, evaluations, metric, (base_score, base_label), best_step)
     rates.plot([entry["step"] for entry in steps], [entry["learning_rate"] for entry in steps], color=GREY)
     rates.set_ylabel("learning rate")
     rates.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
@@ -73,15 +81,15 @@ def _draw_loss(axes: Axes, steps: Entries) -> None:
 
 
 def _draw_scores(
-    axes: Axes, evaluations: Entries, metric: str, base_score: float | None, best_step: int | None
+    axes: Axes, evaluations: Entries, metric: str, base: tuple[float | None, str], best_step: int | None
 ) -> None:
     numbers, scores = [entry["step"] for entry in evaluations], [entry[metric] for entry in evaluations]
     if all(f"{metric}_low" in entry for entry in evaluations):
         low, high = ([entry[f"{metric}_{end}"] for entry in evaluations] for end in ("low", "high"))
         axes.fill_between(numbers, low, high, color=ORANGE, alpha=0.15, linewidth=0, label="95 % interval")
     axes.plot(numbers, scores, color=ORANGE, marker="o", markersize=4, linewidth=2, label="held-out score")
-    if base_score is not None:
-        axes.axhline(base_score, color=GREY, linestyle="--", linewidth=1.2, label="base, untrained head")
+    if base[0] is not None:
+        axes.axhline(base[0], color=GREY, linestyle="--", linewidth=1.2, label=base[1])
     if best_step is not None and best_step in numbers:
         best = scores[numbers.index(best_step)]
         axes.plot([best_step], [best], "o", markersize=10, fillstyle="none", color=ORANGE, label="kept")

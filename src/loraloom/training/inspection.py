@@ -15,10 +15,12 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from loraloom.training.config import TrainConfig
 from loraloom.training.curves import BLUE, GREY, LIGHT, png_bytes
 from loraloom.training.evidence import base_norm, pattern_table, weight_changes
 from loraloom.training.files import write_bytes
 from loraloom.training.job import ADAPTER
+from loraloom.training.prepare import load_base
 from loraloom.training.restore import Opened
 from loraloom.training.spectrum import Spectrum, site_values
 
@@ -106,8 +108,7 @@ def _adapter_sites(opened: Opened) -> tuple[SiteReport, ...]:
 
 
 def _whole_sites(opened: Opened) -> tuple[SiteReport, ...]:
-    base = opened.record["base"]["name"]
-    fresh = opened.task.load(base, dtype=torch.float32, seed=opened.record["settings"]["seed"])
+    fresh = load_base(TrainConfig.model_validate(opened.record["settings"]), opened.task, torch.float32)
     rows = weight_changes(fresh.model, opened.base.model)
     return tuple(SiteReport(row["path"], row["relative"], row["change"]) for row in rows)
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from loraloom.adapters import AdapterSet
@@ -34,13 +36,22 @@ class Loaded:
     adapters: AdapterSet | None
     """None where the whole model was trained."""
 
-    def collate(self, features: list[Feature]) -> Batch:
-        """Features as one batch on the run's device."""
+    def collate(self, features: list[Feature], *, training: bool = False) -> Batch:
+        """Features as one batch on the run's device; with `training`, varied by chance as the task likes."""
         device = self.processes.device
-        batch = self.task.collate(features, self.base)
-        if device.type == "cpu":
-            return batch
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        batch = self.task.collate(features, self.base, training=training)
+        return batch if device.type == "cpu" else {name: _moved(value, device) for name, value in batch.items()}
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors on the device, also those within lists, tuples and mappings."""
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, Mapping):
+        return {name: _moved(entry, device) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_moved(entry, device) for entry in value]
+    return value
 
 
 @dataclass

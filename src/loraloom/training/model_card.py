@@ -61,7 +61,8 @@ def _what(record: Mapping[str, Any]) -> str:
 
 
 def _scores(record: Mapping[str, Any]) -> str:
-    columns = {"base, untrained head": record["metrics"]["base"], "trained": record["metrics"]["trained"]}
+    base = "base, untrained head" if record["base"].get("heads") else "base"
+    columns = {base: record["metrics"]["base"], "trained": record["metrics"]["trained"]}
     if "trained_over_fp32_base" in record["metrics"]:
         columns["trained, over the fp32 base"] = record["metrics"]["trained_over_fp32_base"]
     names = [name for name in record["metrics"]["trained"] if not name.endswith(("_low", "_high"))]

@@ -26,6 +26,17 @@ def adapter_spec(config: TrainConfig, base: BaseModel) -> AdapterSpec:
     return AdapterSpec.of(**config.adapter.spec_settings(seed=config.seed, heads=base.heads))
 
 
+def load_base(config: TrainConfig, task: Task, dtype: torch.dtype, *, quantized: bool = True) -> BaseModel:
+    """The base model that a configuration means; not `quantized`: in full, whatever the settings say."""
+    return task.load(
+        config.base_name,
+        dtype=dtype,
+        seed=config.seed,
+        from_config=config.base_config is not None,
+        quantize=config.quantize if quantized and config.method == "lora" else None,
+    )
+
+
 def attach_adapter(model: nn.Module, spec: AdapterSpec, note: Note) -> AdapterSet:
     """Attach the run's adapter; what the plan warns of becomes notes. Raises TargetError, ConfigError."""
     for warning in plan_attach(model, spec).warnings:
@@ -55,7 +66,7 @@ def prepare(
         note(sentence)
     precision = resolve_precision(config.precision, config.method, processes.device)
     splits = _read(config, task, note)
-    base = task.load(config.base, dtype=precision.base, seed=config.seed)
+    base = load_base(config, task, precision.base)
     for sentence in base.notes:
         note(sentence)
     base.model.to(processes.device)

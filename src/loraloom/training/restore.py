@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from loraloom.data.config import DataConfig
-from loraloom.data.table import Example
 from loraloom.errors import FormatError
 from loraloom.formats.peft import load_adapter
-from loraloom.tasks.base import BaseModel, Feature, Task
+from loraloom.tasks.base import BaseModel, Task
+from loraloom.training.config import TrainConfig
 from loraloom.training.job import ADAPTER, Loaded
 from loraloom.training.output import RECORD_NAME
 from loraloom.training.precision import Precision, has_bf16, resolve_precision
 from loraloom.training.processes import Processes
 from loraloom.training.record import RECORD_FORMAT
-from loraloom.training.scoring import predict_features
-from loraloom.training.stepper import within_memory
 
+_CHOOSING = ("where", "words", "limit", "eval_limit")
 _NEEDED = ("format", "task", "method", "base", "task_state", "settings", "precision")
 
 
@@ -31,24 +30,14 @@ class Opened(Loaded):
     folder: Path
     record: dict[str, Any]
     """The content of run.json."""
+    data_changes: dict[str, Any] = field(default_factory=dict)
+    """Settings of `data` that further files are read with instead of the run's."""
 
     @property
     def data(self) -> DataConfig:
-        """How the run read its data: further files are read alike."""
-        return DataConfig(**self.record["settings"]["data"])
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """One example and what the model says of it."""
-
-    example: Example
-    result: Mapping[str, Any]
-    """As the task describes it, e.g. {"label": …, "score": …}."""
-
-
-def _ignore(note: str) -> None:
-    """Nobody to tell."""
+        """How the run read its data: further files are read alike, but for what chose among its examples."""
+        recorded = {key: value for key, value in self.record["settings"]["data"].items() if key not in _CHOOSING}
+        return DataConfig(**{**recorded, **self.data_changes})
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -72,7 +61,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 
 def open_run(
     folder: str | Path,
-    task_factory: Callable[[str], Task],
+    task_factory: Callable[..., Task],
     *,
     base: str | None = None,
     precision: str | None = None,
@@ -85,16 +74,17 @@ def open_run(
     when the base cannot be loaded.
     """
     record = read_record(folder)
-    task = task_factory(record["task"])
+    settings = TrainConfig.model_validate(record["settings"])
+    task = task_factory(record["task"], **settings.task_options)
     task.restore(record["task_state"])
     processes = Processes.of_environment(device)
     formats = _precision(record, precision, processes)
-    seed = record["settings"]["seed"]
     adapters = None
     if record["method"] == "full":
-        loaded = task.load(str(folder), dtype=formats.base, seed=seed)
+        loaded = task.load(str(folder), dtype=formats.base, seed=settings.seed)
     else:
-        loaded = task.load(base or record["base"]["name"], dtype=formats.base, seed=seed)
+        name = base or record["base"]["name"]
+        loaded = task.load(name, dtype=formats.base, seed=settings.seed, quantize=settings.quantize)
         _check_base(folder, record, loaded)
         adapters = load_adapter(loaded.model, folder, name=ADAPTER)
     model = loaded.model.to(processes.device).eval()
@@ -124,45 +114,3 @@ def _check_base(folder: str | Path, record: Mapping[str, Any], base: BaseModel) 
             f"'{folder}' was trained over '{record['base']['name']}' with weights of sha256 {expected[:12]}…; "
             f"'{base.name}' has {base.fingerprint[:12]}…: take the base that it was trained over"
         )
-
-
-def evaluate(opened: Opened, source: str, *, note: Callable[[str], None] = _ignore) -> dict[str, float]:
-    """Every metric of the task over a file of labelled examples. Raises DataError."""
-    examples = opened.task.read_more(source, opened.data, labelled=True)
-    features = _encode(opened, examples, note)
-    predictions = _predictions(opened, features, note)
-    return dict(opened.task.score(predictions, [feature.reference for feature in features]))
-
-
-def predict(
-    opened: Opened,
-    *,
-    texts: Sequence[str] | None = None,
-    source: str | None = None,
-    note: Callable[[str], None] = _ignore,
-) -> list[Predicted]:
-    """What the model says of texts, or of every example of a file, in their order. Raises DataError."""
-    if source is not None:
-        examples = opened.task.read_more(source, opened.data, labelled=False)
-    else:
-        examples = [Example({"text": text}, "text", line) for line, text in enumerate(texts or (), start=1)]
-    predictions = _predictions(opened, _encode(opened, examples, note), note)
-    return [
-        Predicted(example, opened.task.describe(prediction))
-        for example, prediction in zip(examples, predictions, strict=True)
-    ]
-
-
-def _encode(opened: Opened, examples: Sequence[Example], note: Callable[[str], None]) -> list[Feature]:
-    encoded = opened.task.encode(examples, opened.base)
-    if encoded.truncated:
-        note(f"{encoded.truncated} of {len(examples)} examples were longer than the model takes and were cut")
-    return encoded.features
-
-
-def _predictions(opened: Opened, features: Sequence[Feature], note: Callable[[str], None]) -> list[Any]:
-    size = int(opened.record["settings"]["batch_size"])
-    predictions, _ = within_memory(
-        lambda micro: predict_features(opened, features, micro), size, opened.processes, note
-    )
-    return predictions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from loraloom.formats.peft import save_adapter
-from loraloom.tasks.base import BaseModel, Task
+from loraloom.tasks.base import BaseModel, DrawsScores
 from loraloom.training.checkpoint import Checkpoint
 from loraloom.training.curves import draw_curves
 from loraloom.training.evidence import (
@@ -33,10 +33,10 @@ from loraloom.training.memory import PeakMemory
 from loraloom.training.model_card import model_card
 from loraloom.training.output import RECORD_NAME, OutputFolder
 from loraloom.training.precision import Precision
-from loraloom.training.prepare import adapter_spec, attach_adapter
+from loraloom.training.prepare import adapter_spec, attach_adapter, load_base
 from loraloom.training.record import Findings, make_record, weights_bytes
 from loraloom.training.reporter import Notebook, RunResult
-from loraloom.training.scoring import raw_outputs, score_features
+from loraloom.training.scoring import predict_features, raw_outputs, score_features
 
 OUTPUT_EXAMPLES = 64
 """Held-out examples whose raw outputs are compared with the base's."""
@@ -54,6 +54,8 @@ class Run:
     outputs: list[Tensor]
     """Raw outputs of the base model for the first held-out examples."""
     checkpoint: Checkpoint | None
+    predictions: list[Any] = field(default_factory=list)
+    """Of the trained model, for a task that draws its scores."""
 
 
 def gather_findings(run: Run, loop: Loop) -> None:
@@ -70,14 +72,17 @@ def gather_findings(run: Run, loop: Loop) -> None:
     run.findings.evidence = gather_evidence(patterns, sites, change, len(job.evaluation[:OUTPUT_EXAMPLES]))
     if still := unmoved_sites(run.findings.evidence):
         run.reporter.note(f"{len(still)} of {len(sites)} layers did not change at all, e.g. '{still[0]}'")
-    if job.adapters is not None and job.precision.base != torch.float32 and job.config.compare_precision:
+    rounded = job.precision.base != torch.float32 or job.config.quantize is not None
+    if job.adapters is not None and rounded and job.config.compare_precision:
         run.findings.fp32_metrics = _scores_over_fp32(run, loop)
+    if isinstance(job.task, DrawsScores):
+        run.predictions = loop.stepper.within_memory(lambda micro: predict_features(job, job.evaluation, micro))
     run.findings.seconds["proof"] = time.perf_counter() - began
 
 
 def _fresh_base(job: Job) -> BaseModel:
     """The base model again, in float32, as it was before training."""
-    base = job.task.load(job.config.base, dtype=torch.float32, seed=job.config.seed)
+    base = load_base(job.config, job.task, torch.float32, quantized=False)
     base.model.to(job.processes.device)
     return base
 
@@ -95,9 +100,11 @@ def _scores_over_fp32(run: Run, loop: Loop) -> dict[str, float]:
     exact.set_training(False)
     metrics = score_features(exact, exact.evaluation, loop.stepper.micro)
     metric = job.task.metric
+    how = job.config.quantize
+    trained_over, exactly = (f"{how} base", "unquantised fp32") if how else (f"{job.precision.name} base", "fp32")
     run.reporter.note(
-        f"{metric} is {loop.state.best_metrics[metric]:.4f} over the {job.precision.name} base and "
-        f"{metrics[metric]:.4f} over the fp32 base"
+        f"{metric} is {loop.state.best_metrics[metric]:.4f} over the {trained_over} and "
+        f"{metrics[metric]:.4f} over the {exactly} base"
     )
     return metrics
 
@@ -114,11 +121,14 @@ def write_results(run: Run, loop: Loop) -> RunResult:
             record = make_record(job, loop, findings, run.peak)
             write_json(folder / RECORD_NAME, record)
             write_bytes(folder / "README.md", model_card(record).encode())
+            if isinstance(job.task, DrawsScores):
+                job.task.draw_scores(run.predictions, [feature.reference for feature in job.evaluation], folder)
             draw_curves(
                 folder / "curves.png",
                 read_log(run.out.path / LOG_NAME),
                 metric=job.task.metric,
                 base_score=findings.base_metrics.get(job.task.metric),
+                base_label="base, untrained head" if job.base.heads else "base",
                 best_step=loop.state.best_step,
             )
     job.processes.barrier()
@@ -130,7 +140,7 @@ def write_results(run: Run, loop: Loop) -> RunResult:
 def save_weights(job: Job, folder: Path) -> None:
     """Write what was trained: the adapter as PEFT has it, or the whole model with its processor."""
     if job.adapters is not None:
-        save_adapter(job.adapters, ADAPTER, folder, base_name=job.base.name, task_type=_task_type(job.task))
+        save_adapter(job.adapters, ADAPTER, folder, base_name=job.base.name, task_type=job.task.peft_type)
         return
     with _no_progress_bar():
         for part in (job.base.model, job.base.processor):
@@ -152,8 +162,3 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             switch.enable_progress_bar()
-
-
-def _task_type(task: Task) -> str | None:
-    """PEFT's word for the task, where it has one."""
-    return {"text-classification": "SEQ_CLS"}.get(task.name)

@@ -23,7 +23,8 @@ def predict_features(loaded: Loaded, features: Sequence[Feature], batch_size: in
     own: list[tuple[int, Any]] = []
     for indices in batches[processes.index :: processes.count]:
         with loaded.precision.computing(processes.device):
-            predictions = loaded.task.predict(loaded.callable, loaded.collate([features[index] for index in indices]))
+            batch = loaded.collate([features[index] for index in indices])
+            predictions = loaded.task.predict(loaded.callable, batch, loaded.base)
         own += zip(indices, predictions, strict=True)
     found = dict(entry for part in processes.gather(own) for entry in part)
     return [found[index] for index in range(len(features))]

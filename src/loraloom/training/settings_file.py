@@ -152,6 +152,8 @@ def _fault(kind: type[BaseModel], key: str, entry: Any) -> str:
         field = dict(dotted_keys(kind)).get(key)
         return f"'{key}' is missing; it says: {field.description}" if field else f"'{key}' is missing"
     message = str(entry["msg"]).removeprefix("Value error, ")
+    if not key:  # of the settings as a whole: the sentence itself names the keys
+        return message
     if message.startswith("Input should be "):
         message = f"it must be {message.removeprefix('Input should be ')}"
     return f"'{key}' is {entry['input']!r}: {message}"

@@ -104,7 +104,8 @@ class Stepper:
         parts = -(-len(share) // micro)
         for part in micro_batches(share, parts) if parts > 1 else [share] * parts:
             with job.precision.computing(job.processes.device):
-                loss, count = job.task.loss(job.callable, job.collate([job.train[index] for index in part]))
+                batch_of = job.collate([job.train[index] for index in part], training=True)
+                loss, count = job.task.loss(job.callable, batch_of)
             (loss / batch).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
             items += count
