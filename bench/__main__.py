@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from bench import forward, gradients, memory, startup, step, switch, whole_job
+from bench import estimate, forward, gradients, memory, startup, step, switch, whole_job
 
 REPORT = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "safetensors")
@@ -92,6 +92,14 @@ def gradient_rows() -> Iterator[Row]:
         yield Row("gradients", name, value, most, "")
 
 
+def estimate_rows() -> Iterator[Row]:
+    """What `--estimate` says against what runs take; either way off counts."""
+    for name, parts in estimate.measure().items():
+        for part, (said, taken) in parts.items():
+            off = 100 * abs(said / taken - 1)
+            yield Row("estimate", f"{part} off the truth, {name} ({taken:.0f})", off, 25, "%", 1)
+
+
 PARTS = {
     "gradients": gradient_rows,
     "switch": switch_rows,
@@ -99,6 +107,7 @@ PARTS = {
     "forward": forward_rows,
     "step": step_rows,
     "memory": memory_rows,
+    "estimate": estimate_rows,
     "job": job_rows,
 }
 

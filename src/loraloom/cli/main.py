@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import logging
 import os
 import sys
 import traceback
@@ -26,11 +27,12 @@ VERBS = {
     "train": "Fine-tune a base model on your data, with LoRA or in full.",
     "evaluate": "Score a trained model on a file of labelled examples.",
     "predict": "Use a trained model on new examples.",
+    "data": "Look at a data set before training on it.",
     "inspect": "Show what an adapter changes, and how much of its rank it uses.",
     "doctor": "Check versions, devices, memory and what is missing.",
     "demo": "Train LoRA and full fine-tuning side by side on a small sentiment set.",
 }
-"""Verb to summary. The verb `x` is the function `x` of `loraloom.cli.x`."""
+"""Verb to summary. The verb `x` is the function `x` of `loraloom.cli.x`, whose SUBVERBS, if any, are its own verbs."""
 
 OUR_FAILURE, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
@@ -42,6 +44,9 @@ _QUIET = {
     "TRANSFORMERS_VERBOSITY": "error",
 }
 """Libraries that would talk on stderr between our own lines; they read these when they are imported."""
+
+_QUIET_LOGGERS = ("torchao", "torch.utils._pytree")
+"""transformers imports torchao wherever it is installed, which then tells of every kernel that it cannot load."""
 
 
 class VerbGroup(TyperGroup):
@@ -56,6 +61,8 @@ class VerbGroup(TyperGroup):
         if cmd_name not in VERBS:
             ctx.fail(f"there is no verb {cmd_name!r}{suggest(cmd_name, VERBS, most=1)}")
         module = importlib.import_module(f"loraloom.cli.{cmd_name}")
+        if hasattr(module, "SUBVERBS"):
+            return _group(cmd_name, module)
         verb = typer.Typer(add_completion=False, rich_markup_mode=None)
         verb.command(cmd_name)(getattr(module, cmd_name))
         return typer.main.get_command(verb)
@@ -64,6 +71,25 @@ class VerbGroup(TyperGroup):
         """The summaries from the table, so that `--help` imports no verb."""
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
+
+
+class SubverbGroup(TyperGroup):
+    """The verbs of one verb, such as `check` of `data`."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the words ask for. Raises a usage error that names the nearest verb for an unknown one."""
+        if args and args[0] not in self.commands:
+            ctx.fail(f"{ctx.info_name} has no verb {args[0]!r}{suggest(args[0], self.commands, most=1)}")
+        return super().resolve_command(ctx, args)
+
+
+def _group(name: str, module: Any) -> Any:
+    """The command of a verb that has verbs of its own."""
+    group = typer.Typer(cls=SubverbGroup, name=name, epilog=module.EPILOG, add_completion=False, rich_markup_mode=None)
+    group.callback()(getattr(module, name))
+    for verb, function in module.SUBVERBS.items():
+        group.command(verb)(function)
+    return typer.main.get_command(group)
 
 
 app = typer.Typer(
@@ -99,8 +125,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     `argv` are the words after the program's name; None takes those of the process.
     """
     words = list(sys.argv[1:] if argv is None else argv)
-    for name, value in _QUIET.items() if "--debug" not in words else ():
-        os.environ.setdefault(name, value)
+    if "--debug" not in words:
+        _keep_libraries_quiet()
     try:
         status = _run(words)
         sys.stdout.flush()
@@ -112,6 +138,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the border: whatever happens, the user reads one sentence
         return _failed(error, words)
     return _failed(_Interrupted(_interrupted(words)), words) if status == INTERRUPTED else status
+
+
+def _keep_libraries_quiet() -> None:
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    for name in _QUIET_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _run(words: list[str]) -> int:

@@ -11,6 +11,7 @@ from loraloom.data.arrow_files import choose_split, read_folder, read_hub, read_
 from loraloom.data.delimited import read_csv, read_tsv
 from loraloom.data.json_files import read_json
 from loraloom.data.records import Records
+from loraloom.data.text_files import holds_texts, read_text, read_text_folder
 from loraloom.errors import ConfigError, DataError, suggest
 
 READERS: dict[str, Callable[[bytes, str, str | None], Records]] = {
@@ -19,6 +20,7 @@ READERS: dict[str, Callable[[bytes, str, str | None], Records]] = {
     ".jsonl": read_json,
     ".json": read_json,
     ".parquet": read_parquet,
+    ".txt": read_text,
 }
 """File suffix to reader of (bytes, name, delimiter)."""
 
@@ -41,6 +43,8 @@ def read_source(
     name, split = (source, split) if path.exists() else _with_split(source, split)
     if name in PACKAGED:
         return _read_packaged(name, source, split, prefer)
+    if path.is_dir() and holds_texts(path):
+        return read_text_folder(path, source, split, prefer)
     if path.is_dir():
         return read_folder(path, source, split, prefer)
     if path.exists() or _is_like_a_file(name):

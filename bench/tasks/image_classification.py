@@ -1,0 +1,40 @@
+"""image-classification: a ResNet that knows five digits of sign language learns all ten."""
+
+from __future__ import annotations
+
+from bench.tasks.common import Claim, HeldOut, Row, Scores, apart
+
+DIGITS = "../shared/data/image_classification/sign_language_digits"
+TEST = "140 test pictures"
+HEAD = "new head alone"
+
+
+def claims(scores: Scores) -> list[Claim]:
+    """LoRA within 3 points of full fine-tuning, and well above a new head over the base as it is."""
+    lora, full, head = (scores[name][TEST] for name in ("LoRA", "full fine-tuning", HEAD))
+    behind = 100 * (full["accuracy"] - lora["accuracy"])
+    ahead = 100 * (lora["accuracy"] - head["accuracy"])
+    clear = apart(head, lora, "accuracy")
+    return [
+        Claim(f"LoRA is {behind:+.1f} points behind full fine-tuning, 3 at most are asked for", behind <= 3),
+        Claim(
+            f"LoRA is {ahead:.1f} points above a new head alone, and their intervals "
+            f"{'are' if clear else 'are not'} apart",
+            clear,
+        ),
+    ]
+
+
+ROW = Row(
+    name="image-classification",
+    title="Image classification: ten digits of sign language, from a base that knows five",
+    base="examples/image_classification/base.yaml",
+    lora="examples/image_classification/lora.yaml",
+    held_out={TEST: HeldOut(f"{DIGITS}/test")},
+    metrics=("accuracy", "macro_f1"),
+    claims=claims,
+    full={"learning_rate": 1e-3},
+    others={HEAD: {"adapter.targets": [], "learning_rate": 2e-2}},
+    says="",
+)
+"""The row of docs/results.md."""
