@@ -35,6 +35,11 @@ ROW = Row(
     claims=claims,
     full={"learning_rate": 1e-3},
     others={HEAD: {"adapter.targets": [], "learning_rate": 2e-2}},
-    says="",
+    says=(
+        "The base is small, made here from 210 pictures, and has seen only the hands of this set: the row shows that "
+        "an adapter of the convolutions does what full fine-tuning does, not how well signs are told apart elsewhere. "
+        "Whether one person is on both sides of the split is not known. One picture is 0.7 points. A new head alone "
+        "trains at its own rate (2e-2), full fine-tuning at 1e-3."
+    ),
 )
 """The row of docs/results.md."""

@@ -50,7 +50,8 @@ ROW = Row(
     prepare=prepare,
     full={"learning_rate": 1e-3},
     says="The base has heard no voice, the adapter 136 seconds of one. What is learnt is how a reader sounds: the "
-    "spectrum's shape, its loudness, its pace. Nobody would understand a word: for that a model of this kind needs "
+    "spectrum's shape, its loudness, its pace. What it says freely is a murmur "
+    "that nobody would understand: for words a model of this kind needs "
     "hours. `mcd` is measured on what the model says freely, in dB, `mel_l1` on each step after the recording's own "
     "past, in log10 of the mel amplitudes; `seconds ratio` is how long it speaks for one second of the recordings, and "
     "sound is made of spectrograms by Griffin-Lim.",

@@ -89,13 +89,12 @@ def _letter(letter: str, pitch: float, draw: np.random.Generator) -> Samples:
 def _buzz(formants: tuple[int, int, int], pitch: float, count: int) -> Samples:
     """All overtones of a pitch (Hz), each as loud as it is near to a formant."""
     overtones = np.arange(pitch, 7000, pitch)
-    loudness = sum(
-        np.exp(-(((overtones - formant) / (90 + 0.05 * formant)) ** 2)) / (1 + place)
-        for place, formant in enumerate(formants)
-    )
+    loudness: Samples = np.full(len(overtones), 0.01)
+    for place, formant in enumerate(formants):
+        loudness += np.exp(-(((overtones - formant) / (90 + 0.05 * formant)) ** 2)) / (1 + place)
     angles = 2 * np.pi * overtones[:, None] * np.arange(count)[None, :] / RATE
-    found: Samples = ((loudness + 0.01)[:, None] * np.sin(angles + overtones[:, None])).sum(0)
-    return found / max(1e-9, np.abs(found).max())
+    found: Samples = (loudness[:, None] * np.sin(angles + overtones[:, None])).sum(0)
+    return _scaled(found, float(np.abs(found).max()))
 
 
 def _hiss(band: tuple[int, int], count: int, draw: np.random.Generator) -> Samples:
@@ -104,7 +103,12 @@ def _hiss(band: tuple[int, int], count: int, draw: np.random.Generator) -> Sampl
     frequencies = np.fft.rfftfreq(count, 1 / RATE)
     spectrum[(frequencies < band[0]) | (frequencies > band[1])] *= 0.01
     found: Samples = np.fft.irfft(spectrum, count)
-    return found / max(1e-9, np.abs(found).std() * 3)
+    return _scaled(found, float(np.abs(found).std() * 3))
+
+
+def _scaled(sound: Samples, by: float) -> Samples:
+    found: Samples = sound / max(1e-9, by)
+    return found
 
 
 def phrases(prose: Path, count: int, seed: int) -> Iterator[str]:

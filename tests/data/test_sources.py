@@ -22,7 +22,7 @@ def test_missing_folder(refused, tmp_path):
     assert message == f" does not exist, nor does its folder {tmp_path / 'nowhere'}"
 
 
-@pytest.mark.parametrize("name", ["a.txt", "a.xlsx", "a.csv.gz", "a"])
+@pytest.mark.parametrize("name", ["a.docx", "a.xlsx", "a.csv.gz", "a"])
 def test_unknown_suffix(write, refused, name):
     message = refused(write(name, "text,label\nfine,1\n"), kind=DataError)
     assert "expected one of .csv, .tsv, .jsonl, .json, .parquet" in message

@@ -13,7 +13,7 @@ from tests.documents import ROOT, name_of
 from loraloom.cli.main import main
 from loraloom.training.config import load_config
 
-CONFIGS = sorted((ROOT / "examples").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "examples" / "text_classification").glob("*.yaml"))
 PACKAGED = "sentiment"
 SMALLER = {"epochs": 1, "data.limit": 64, "batch_size": 16, "precision": "fp32"}
 """What is taken instead of the file's own value, beside base and out."""

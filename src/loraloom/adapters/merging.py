@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from loraloom.adapters.layers.base import Slot
 from loraloom.adapters.placement import Placement
+from loraloom.adapters.quantized import is_quantized
 from loraloom.adapters.site import Site
 from loraloom.errors import ConfigError, one_error
 
@@ -60,8 +61,11 @@ class Merge:
 
 def _delta(placement: Placement, name: str, site: Site, base: nn.Parameter) -> Tensor:
     """ΔW at a site. Raises ValueError where the base weight cannot take it."""
-    if not base.is_floating_point():
-        raise ValueError(f"the weight is quantised ({base.dtype}) and has no room for an update")
+    if is_quantized(base):
+        raise ValueError(
+            f"the weight is quantised ({type(base).__name__}) and has no room for an update; merge into the base "
+            "loaded without quantize"
+        )
     return placement.delta(name, site)
 
 

@@ -63,6 +63,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Read, check and show the plan; train and write nothing.")
     ] = False,
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Predict memory and time by a few timed steps; train and write nothing.")
+    ] = False,
     reference: Annotated[
         bool, typer.Option("--reference", help="Print every setting as a commented YAML file and end.")
     ] = False,
@@ -74,13 +77,16 @@ def train(
     if reference:
         typer.echo(reference_yaml(), nl=False)
         return
-    if dry_run and resume:
-        raise ConfigError("--dry-run shows how a run would begin; leave out --resume")
+    if (dry_run or estimate) and resume:
+        flag = "--dry-run" if dry_run else "--estimate"
+        raise ConfigError(f"{flag} shows how a run would begin; leave out --resume")
     if resume and config is None and not sets and settings.keys() == {"out"}:
         checked = _begun(settings["out"])
     else:
         checked = _configuration(config, settings, sets)
-    if dry_run:
+    if estimate:
+        _show_estimate(checked, as_json=json)
+    elif dry_run:
         _show_plan(checked, as_json=json)
     else:
         _run(checked, resume=resume, as_json=json)
@@ -148,6 +154,22 @@ def _show_plan(config: TrainConfig, *, as_json: bool) -> None:
     columns = ("path", "kind", "weight", "rank", "alpha", "scale", "trained", "pattern")
     output.show_table(columns, [[_cell(site[column]) for column in columns] for site in plan.sites])
     output.say(plan_sentence(plan), f"nothing was written; without --dry-run the result goes to {config.out}")
+
+
+def _show_estimate(config: TrainConfig, *, as_json: bool) -> None:
+    """What a run would take; a few gradients are timed and thrown away, nothing is written."""
+    from loraloom.cli import output
+    from loraloom.cli.estimate import show
+    from loraloom.cli.progress import reporting
+    from loraloom.tasks import create_task
+    from loraloom.training.estimate import estimate
+
+    with reporting() as reporter:
+        found = estimate(config, create_task(config.task, **config.task_options), reporter=reporter)
+    if as_json:
+        output.emit(asdict(found))
+    else:
+        show(found, config.out)
 
 
 def _cell(value: Any) -> str:

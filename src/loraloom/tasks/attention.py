@@ -36,9 +36,13 @@ def attend(
     dtype = query.dtype
     if dtype != torch.bfloat16 or query.device.type != "cpu":
         return sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
-    found, weights = sdpa_attention_forward(
-        module, query.float(), key.float(), value.float(), attention_mask, **settings
-    )
+    mask = _float32(attention_mask)
+    # T5 and its kin hand a bias per pair of positions over beside the mask.
+    others = {name: _float32(value) for name, value in settings.items()}
+    found, weights = sdpa_attention_forward(module, query.float(), key.float(), value.float(), mask, **others)
     return found.to(dtype), weights
+
+
+def _float32(value: Any) -> Any:
+    """A tensor of floating-point numbers in float32; anything else as it is."""
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value

@@ -92,6 +92,8 @@ class Encoded:
     features: list[Feature]
     truncated: int = 0
     """How many examples were longer than the model takes and were cut."""
+    notes: list[str] = field(default_factory=list)
+    """One sentence each on what was left out or changed."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class BaseModel:
     """sha256 of the weights file(s), or of the configuration: tells an adapter for another base."""
     notes: list[str] = field(default_factory=list)
     """One sentence each on what was decided while loading: which head is new, which was kept."""
+    targets: str | tuple[str, ...] = "all-linear"
+    """Which modules an adapter changes where the settings name none: of a convolutional model also convolutions."""
 
 
 class Task(Protocol):

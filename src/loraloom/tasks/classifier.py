@@ -62,4 +62,4 @@ def load_classifier(
         notes = [f"the checkpoint's head ({', '.join(heads)}) is for these labels and was kept"]
     else:
         heads, notes = label_heads(loaded, known, len(labels), seed)
-    return Classifier(loaded.model, tuple(heads), notes)
+    return Classifier(loaded.model, tuple(heads), [*notes, *loaded.notes])

@@ -15,7 +15,7 @@ from transformers.utils import logging
 from loraloom.errors import BaseModelError
 from loraloom.tasks.attention import use_float32_attention
 from loraloom.tasks.bases import ResolvedBase
-from loraloom.tasks.quantized import quantization_settings
+from loraloom.tasks.quantized import quantization_settings, quantized_layers
 
 _transformers_logging: Any = logging
 
@@ -29,6 +29,8 @@ class LoadedModel:
     """Names of tensors that were absent or of another shape: a new head's, else `check_backbone` complains."""
     random: bool = False
     """Whether every weight was drawn, there being a configuration alone."""
+    notes: tuple[str, ...] = ()
+    """What of it is quantised."""
 
 
 def load_config(base: ResolvedBase) -> PreTrainedConfig:
@@ -100,7 +102,8 @@ def load_model(
             model, report = load_part(auto, base, what, config=config, dtype=dtype, use_safetensors=True, **settings)
             missing = set(report["missing_keys"]) | {mismatch[0] for mismatch in report["mismatched_keys"]}
     use_float32_attention(model)
-    return LoadedModel(model.eval(), frozenset(missing), base.random)
+    notes = () if quantize is None or base.random else (quantized_layers(model, quantize),)
+    return LoadedModel(model.eval(), frozenset(missing), base.random, notes)
 
 
 def _drawn(auto: Any, base: ResolvedBase, what: str, config: PreTrainedConfig, dtype: torch.dtype) -> Any:

@@ -35,9 +35,10 @@ class AdapterConfig(_Settings):
     alpha: float | None = Field(
         default=None, gt=0, description="Numerator of the scale alpha / rank. null: twice the rank."
     )
-    targets: str | list[str] = Field(
-        default="all-linear",
-        description="Modules to adapt: 'all-linear', or names, globs and 're:' expressions (one or a list).",
+    targets: str | list[str] | None = Field(
+        default=None,
+        description="Modules to adapt: 'all-linear', or names, globs and 're:' expressions (one or a list). null: "
+        "'all-linear', and of convolutional models the convolutions too.",
     )
     exclude: list[str] = Field(
         default_factory=list, description="Names, globs or 're:' expressions of modules that stay as they are."
@@ -73,10 +74,13 @@ class AdapterConfig(_Settings):
         default="refuse", description="What to do with a target whose weight is used elsewhere too."
     )
 
-    def spec_settings(self, *, seed: int, heads: tuple[str, ...]) -> dict[str, Any]:
-        """These settings as `AdapterSpec.of` takes them, with the run's seed and the task's own heads."""
+    def spec_settings(
+        self, *, seed: int, heads: tuple[str, ...], targets: str | tuple[str, ...] = "all-linear"
+    ) -> dict[str, Any]:
+        """These settings as `AdapterSpec.of` takes them, with the run's seed and the task's own heads and targets."""
         own = [head for head in self.heads if head not in heads]
-        return {**self.model_dump(), "seed": seed, "heads": (*heads, *own)}
+        chosen = targets if self.targets is None else self.targets
+        return {**self.model_dump(), "targets": chosen, "seed": seed, "heads": (*heads, *own)}
 
 
 class TrainConfig(_Settings):

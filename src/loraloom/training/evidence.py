@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.adapters import AdapterSet
+from loraloom.adapters.quantized import dense_weight
 from loraloom.training.output import NothingMoved
 from loraloom.training.spectrum import Spectrum, site_values
 
@@ -47,9 +48,8 @@ def site_changes(model: nn.Module, adapters: AdapterSet, name: str) -> Rows:
 
 
 def base_norm(model: nn.Module, module: str, parameter: str) -> float:
-    """‖W‖_F of a base weight."""
-    weight = model.get_parameter(f"{module}.{parameter}" if module else parameter)
-    return float(torch.linalg.vector_norm(weight.detach().float()))
+    """‖W‖_F of a base weight; of a quantised one, of what it stands for."""
+    return float(torch.linalg.vector_norm(dense_weight(model.get_submodule(module), parameter).float()))
 
 
 def weight_changes(before: nn.Module, after: nn.Module) -> Rows:

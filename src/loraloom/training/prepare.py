@@ -23,7 +23,7 @@ Note = Callable[[str], None]
 
 def adapter_spec(config: TrainConfig, base: BaseModel) -> AdapterSpec:
     """The adapter that the settings mean over this base: with its new heads, and the run's seed."""
-    return AdapterSpec.of(**config.adapter.spec_settings(seed=config.seed, heads=base.heads))
+    return AdapterSpec.of(**config.adapter.spec_settings(seed=config.seed, heads=base.heads, targets=base.targets))
 
 
 def load_base(config: TrainConfig, task: Task, dtype: torch.dtype, *, quantized: bool = True) -> BaseModel:
@@ -80,6 +80,8 @@ def prepare(
     parts = {"train": task.encode(splits.train, base), "evaluation": task.encode(splits.evaluation, base)}
     for part, encoded in parts.items():
         _note_truncated(part, encoded, note)
+        for sentence in encoded.notes:
+            note(sentence)
     # torch.compile gives a callable with the module's own type only at run time.
     model = cast(nn.Module, torch.compile(base.model, dynamic=True)) if config.compile else base.model
     job = Job(

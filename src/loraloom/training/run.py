@@ -74,10 +74,16 @@ def _prepare(
     state = out.read_state() if out.resumable else {}
     _check_same_inputs(job, state, out, notebook)
     prepared = time.perf_counter() - began
-    outputs = raw_outputs(job, job.evaluation[:OUTPUT_EXAMPLES])
-    metrics = state.get("base_metrics") or _base_metrics(job, notebook)
-    findings = Findings(base_metrics=metrics, base_parameters=base_parameters, seconds={"preparation": prepared})
-    return Run(job, out, notebook, findings, peak, outputs, checkpoint)
+    findings = Findings(state.get("base_metrics") or {}, base_parameters=base_parameters)
+    findings.seconds["preparation"] = prepared
+    return Run(job, out, notebook, findings, peak, [], checkpoint)
+
+
+def _look_at_base(run: Run) -> None:
+    """Outputs and scores of the untrained model, which what training comes to is held against."""
+    job = run.job
+    run.outputs = raw_outputs(job, job.evaluation[:OUTPUT_EXAMPLES])
+    run.findings.base_metrics = run.findings.base_metrics or _base_metrics(job, run.reporter)
 
 
 def _base_metrics(job: Job, notebook: Notebook) -> dict[str, float]:
@@ -114,6 +120,7 @@ def _train(run: Run) -> RunResult:
     job = run.job
     step = run.checkpoint.step if run.checkpoint else 0
     run.reporter.started(_plan(run, step))
+    _look_at_base(run)
     if job.processes.main:
         run.out.begin(_run_state(run))
     job.processes.barrier()

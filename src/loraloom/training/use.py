@@ -117,6 +117,8 @@ def _examples(
 
 def _encode(opened: Opened, examples: Sequence[Example], note: Callable[[str], None]) -> list[Feature]:
     encoded = opened.task.encode(examples, opened.base)
+    for sentence in encoded.notes:
+        note(sentence)
     if encoded.truncated:
         note(f"{encoded.truncated} of {len(examples)} examples were longer than the model takes and were cut")
     return encoded.features

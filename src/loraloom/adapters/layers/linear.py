@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from loraloom.adapters.functional import Gate, fused_linear, gated, plain_linear, routed_linear
 from loraloom.adapters.layers.base import Additive, slot_of
+from loraloom.adapters.quantized import is_quantized, quantized_linear
 from loraloom.adapters.site import Shape
 
 
@@ -64,23 +65,32 @@ class AdaptedLinear(Additive):
 
     def base_forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         if self._own_forward:
-            y: Tensor = super(Additive, self).forward(x)
-            return y if bias is self.bias or bias is None or self.bias is None else y + (bias - self.bias)
+            return self._with_bias(self._own_product(x), bias)
         return F.linear(x, self.weight, bias)
 
     def update(self, x: Tensor, a: Tensor, b: Tensor, gate: Gate) -> Tensor:
         return F.linear(gated(F.linear(x, a.to(x.dtype)), gate), b.to(x.dtype))
 
     def joined(self, x: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, gate: Gate) -> Tensor:
-        if self._own_forward:
-            return self.base_forward(x, bias) + self.update(x, a, b, gate)
-        return linear_with_update(self, x, self.weight, a, b, bias, gate)
+        if not self._own_forward:
+            return linear_with_update(self, x, self.weight, a, b, bias, gate)
+        if torch.is_grad_enabled() and is_quantized(self.weight) and fusible(self, self.weight):
+            return self._with_bias(quantized_linear(self, self._own_product, x, a, b, gate), bias)
+        return self.base_forward(x, bias) + self.update(x, a, b, gate)
+
+    def _own_product(self, x: Tensor) -> Tensor:
+        y: Tensor = super(Additive, self).forward(x)
+        return y
+
+    def _with_bias(self, y: Tensor, bias: Tensor | None) -> Tensor:
+        """y, which holds the layer's own bias, with this one instead."""
+        return y if bias is self.bias or bias is None or self.bias is None else y + (bias - self.bias)
 
     @property
     def _own_forward(self) -> bool:
-        """Whether the layer multiplies in a way of its own (a quantised one does)."""
+        """Whether the layer multiplies in a way of its own: by its class, or by that of its quantised weight."""
         slot = slot_of(self)
-        return slot is not None and slot.base_class.forward is not nn.Linear.forward
+        return slot is not None and (slot.base_class.forward is not nn.Linear.forward or is_quantized(self.weight))
 
     weight: Tensor
     bias: Tensor | None
