@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, BertConfig, BertModel, LlamaConfig, LlamaModel
 
-from loraloom.tasks.bases import resolve_base
+from loraloom.tasks.models.bases import resolve_base
 
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 

@@ -59,6 +59,24 @@ BENCH = {
     },
 }
 
+RESULTS = {
+    "en": {"head": "| task, and what it was adapted to | score | base | LoRA | full fine-tuning |"},
+    "zh": {
+        "head": "| 任务与适配目标 | 指标 | 基座 | LoRA | 全量微调 |",
+        "Text classification: 77 intents of bank customers": "文本分类：银行客户的 77 种意图",
+        "Text classification: tweets, positive or negative": "文本分类：推文的褒贬",
+        "Text classification: short English reviews": "文本分类：英文短评",
+        "Language model: from Austen's prose to Shakespeare's verse": "语言模型：从奥斯汀的散文到莎士比亚的诗剧",
+        "Translation: English to Dutch, from short sentences to longer ones": "翻译：英语到荷兰语，由短句到长句",
+        "Image classification: ten digits of sign language, from a base that knows five": "图像分类：手语数字",
+        "Object detection: blood cells, for a model that knows drawn shapes": "目标检测：由画出的图形到血细胞",
+        "Speech recognition: a fourth speaker, for a model that heard three": "语音识别：由三位说话人到第四位",
+        "Speech synthesis: from spelling in tones to a reader's voice": "语音合成：由音调拼写到一位朗读者",
+        "accuracy": "准确率",
+        "perplexity": "困惑度",
+    },
+}
+
 
 def demo_table(result: Mapping[str, Any], language: str) -> str:
     """The demo's own table, from its demo.json."""
@@ -77,6 +95,19 @@ def bench_table(report: str, language: str) -> str:
             part, name, found, most, _ = cells
             rows.append(f"| {said(part, words)}: {said(name, words)} | {found} | {most} |")
     return "\n".join([words["head"], "|---" * 3 + "|", *rows])
+
+
+def results_table(report: str, language: str) -> str:
+    """Base · LoRA · full of every part of docs/results.md, by its first score."""
+    words = RESULTS[language]
+    rows = []
+    for part in re.split(r"^## ", report, flags=re.MULTILINE)[1:]:
+        lines = part.splitlines()
+        cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+        by_name = {row[0].partition(",")[0]: row[1] for row in cells[2:]}
+        three = " | ".join(by_name[name] for name in ("base", "LoRA", "full fine-tuning"))
+        rows.append(f"| {said(lines[0], words)} | {said(cells[0][1], words)} | {three} |")
+    return "\n".join([words["head"], "|---" * 5 + "|", *rows])
 
 
 def said(text: str, words: Mapping[str, str]) -> str:
@@ -98,11 +129,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("demo", nargs="?", type=Path, help="demo.json of a demo's folder")
     demo, report = parser.parse_args().demo, ROOT / "docs" / "benchmarks.md"
+    results = ROOT / "docs" / "results.md"
     for language, readme in READMES.items():
         if demo is not None:
             put(readme, "demo", demo_table(json.loads(demo.read_text("utf-8")), language))
         if report.is_file():
             put(readme, "bench", bench_table(report.read_text("utf-8"), language))
+        if results.is_file():
+            put(readme, "results", results_table(results.read_text("utf-8"), language))
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ ROW = Row(
     held_out={CELLS: HeldOut("../shared/data/object_detection/bccd/annotations_test.json")},
     metrics=("map50", "map", "map75"),
     claims=claims,
-    full={"learning_rate": 5e-4},
+    full={"learning_rate": 3e-3},
     prepare=prepare,
     says="The base saw 500 drawn scenes and no photograph, at 128 x 96 pixels; it can show that an adapter moves such "
     "a detector to other things as far as full fine-tuning does. It tells nothing of the mAP that a detector "

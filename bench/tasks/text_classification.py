@@ -40,6 +40,4 @@ def _row(name: str, title: str, folder: str, full: dict[str, float]) -> Row:
 
 BANKING77 = _row("banking77", "Text classification: 77 intents of bank customers", "banking77", {"learning_rate": 3e-4})
 VADER = _row("vader", "Text classification: tweets, positive or negative", "vader_tweets", {"learning_rate": 1e-4})
-NUSAX = _row(
-    "nusax", "Text classification: short English reviews", "nusax_english_sentiment", {"learning_rate": 1e-4}
-)
+NUSAX = _row("nusax", "Text classification: short English reviews", "nusax_english_sentiment", {"learning_rate": 1e-4})

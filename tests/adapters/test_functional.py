@@ -220,6 +220,20 @@ def test_an_update_of_zero_changes_no_bit() -> None:
                         assert torch.equal(fused_linear(made["x"], made["weight"], bias, a, b, 2.0), expected)
 
 
+@pytest.mark.parametrize("linear", [fused_linear, plain_linear], ids=["fused", "plain"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_comes_next_may_write_into_the_output(linear: Linear, shape: str) -> None:
+    """As Wav2Vec2's encoder does, which zeroes padded positions in place."""
+    made = tensors(SHAPES[shape], FLOAT64)
+    a = made["a"].requires_grad_()
+    y = linear(made["x"], made["weight"], made["bias"], a, made["b"], 1.7)
+    y[..., ::2] = 0
+    (da,) = torch.autograd.grad(y.sum(), a)
+    apart = linear(made["x"], made["weight"], made["bias"], a, made["b"], 1.7)
+    (expected,) = torch.autograd.grad(apart[..., 1::2].sum(), a)
+    assert error(da, expected) < 1e-12
+
+
 def test_the_saved_input_is_not_a_copy() -> None:
     """The rows that backward needs are the caller's own memory, and nothing else of their size is kept."""
     made = tensors((64, 8, D), FLOAT32)

@@ -19,8 +19,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 
 from loraloom.errors import BaseModelError
-from loraloom.tasks import bases
-from loraloom.tasks.bases import MINILM, MINILM_MODULE, MINILM_SHA256, fingerprint, resolve_base, weight_files
+from loraloom.tasks.models import bases
+from loraloom.tasks.models.bases import MINILM, MINILM_MODULE, MINILM_SHA256, fingerprint, resolve_base, weight_files
 
 NAME = "someone/some-model"
 

@@ -20,7 +20,7 @@ from loraloom.errors import BaseModelError, ConfigError, DataError, FormatError
 from loraloom.tasks import create_task
 from loraloom.tasks.base import BaseModel
 from loraloom.tasks.causal_lm import CausalLM
-from loraloom.tasks.likelihood import Sums, likelihood_scores
+from loraloom.tasks.language.likelihood import Sums, likelihood_scores
 
 TEXTS = ["the cat sat", "on the mat there", "a dog", "then it was late and the rain came", "oh"]
 
@@ -207,7 +207,7 @@ def test_large_vocabularies_are_computed_in_parts(folders: dict[str, Path], monk
 
     whole_loss, whole_gradient = gradient()
     sums = task.predict(base.model, batch, base)
-    monkeypatch.setattr("loraloom.tasks.likelihood.CHUNK", 264 * 7)
+    monkeypatch.setattr("loraloom.tasks.language.likelihood.CHUNK", 264 * 7)
     parts_loss, parts_gradient = gradient()
     assert parts_loss == pytest.approx(whole_loss, rel=1e-6)
     torch.testing.assert_close(parts_gradient, whole_gradient)

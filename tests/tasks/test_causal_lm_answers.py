@@ -13,7 +13,7 @@ from loraloom.data.table import Example
 from loraloom.errors import ConfigError, DataError
 from loraloom.tasks.base import AnswerOptions, Answers, BaseModel
 from loraloom.tasks.causal_lm import CausalLM
-from loraloom.tasks.generation import Draw, Pieces, Sampling, Written, continuation
+from loraloom.tasks.language.generation import Draw, Pieces, Sampling, Written, continuation
 
 PROMPTS = ["the cat", "a", "then it was late and"]
 CHANCE = AnswerOptions(temperature=1.0, top_p=0.9, seed=4, max_new_tokens=12)

@@ -14,8 +14,8 @@ from loraloom.data.config import DataConfig
 from loraloom.errors import ConfigError, DataError
 from loraloom.tasks.base import BaseModel, Encoded
 from loraloom.tasks.causal_lm import CausalLM
-from loraloom.tasks.chat import dialogues, end_of_turn, read_messages, renderer
-from loraloom.tasks.lm_examples import find_kind
+from loraloom.tasks.language.chat import dialogues, end_of_turn, read_messages, renderer
+from loraloom.tasks.language.lm_examples import find_kind
 
 Rows = Callable[[list[dict[str, Any]]], str]
 Make = Callable[..., tuple[CausalLM, BaseModel]]

@@ -23,8 +23,9 @@ from transformers import (
 from loraloom.adapters import attach
 from loraloom.adapters.quantized import dense_weight, is_quantized
 from loraloom.errors import ConfigError, MissingExtraError
-from loraloom.tasks import create_task, quantized
-from loraloom.tasks.quantized import WAYS, modules_to_not_convert, quantization_settings, quantized_layers
+from loraloom.tasks import create_task
+from loraloom.tasks.models import quantized
+from loraloom.tasks.models.quantized import WAYS, modules_to_not_convert, quantization_settings, quantized_layers
 from loraloom.training import results
 from loraloom.training.config import load_config
 from loraloom.training.run import train

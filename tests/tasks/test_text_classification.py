@@ -22,7 +22,7 @@ from loraloom.data.table import Example
 from loraloom.errors import BaseModelError, ConfigError, DataError, FormatError
 from loraloom.tasks import create_task, task_names
 from loraloom.tasks.base import BaseModel
-from loraloom.tasks.bases import MINILM
+from loraloom.tasks.models.bases import MINILM
 from loraloom.tasks.text_classification import Prediction, TextClassification
 
 from .conftest import FAMILIES, make_base, make_tokenizer

@@ -22,7 +22,7 @@ from loraloom.adapters import attach
 from loraloom.errors import BaseModelError, ConfigError, DataError, FormatError
 from loraloom.formats import load_adapter, save_adapter
 from loraloom.tasks.base import AnswerOptions, BaseModel, Batch
-from loraloom.tasks.seq2seq import IGNORED, most_new_tokens, output_rows, tokenise_targets, write
+from loraloom.tasks.language.seq2seq import IGNORED, most_new_tokens, output_rows, tokenise_targets, write
 from loraloom.tasks.translation import Translated, Translation, TranslationOptions
 
 from .translators import FAMILIES, PAIRS, POSITIONS, as_examples, make_translator

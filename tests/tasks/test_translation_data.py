@@ -13,7 +13,7 @@ pytest.importorskip("sacrebleu", reason="translations are scored with sacrebleu"
 
 from loraloom.data.config import DataConfig
 from loraloom.errors import ConfigError, DataError
-from loraloom.tasks.languages import language_names
+from loraloom.tasks.language.languages import language_names
 from loraloom.tasks.translation import Translation, TranslationOptions
 
 NOUNS = ["cat", "dog", "house", "tree", "river", "letter", "garden", "window"]
@@ -205,7 +205,7 @@ def test_names_of_a_language() -> None:
 
 
 def test_no_code_stands_for_two_languages() -> None:
-    from loraloom.tasks.languages import _LANGUAGES
+    from loraloom.tasks.language.languages import _LANGUAGES
 
     words = [word for entry in _LANGUAGES for word in {name.lower() for name in entry}]
     assert len(words) == len(set(words)), sorted({word for word in words if words.count(word) > 1})

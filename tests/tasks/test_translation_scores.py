@@ -11,8 +11,8 @@ import pytest
 sacrebleu = pytest.importorskip("sacrebleu", reason="translations are scored with sacrebleu")
 
 from loraloom.errors import DataError, MissingExtraError  # noqa: E402
+from loraloom.tasks.language.translation_scores import signatures, translation_scores  # noqa: E402
 from loraloom.tasks.translation import Translated, Translation, TranslationOptions  # noqa: E402
-from loraloom.tasks.translation_scores import signatures, translation_scores  # noqa: E402
 
 WORDS = [
     "de",

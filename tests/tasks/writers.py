@@ -24,7 +24,7 @@ from transformers import (
 
 from loraloom.tasks.base import BaseModel, Feature
 from loraloom.tasks.causal_lm import CausalLM
-from loraloom.tasks.lm_form import CausalLMOptions
+from loraloom.tasks.language.lm_form import CausalLMOptions
 
 VOCABULARY = 264
 POSITIONS = 160

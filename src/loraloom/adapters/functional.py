@@ -84,6 +84,11 @@ def _to(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
+_unsafe_view = torch.ops.aten._unsafe_view.default
+"""A view that autograd takes for a tensor of its own: into a plain one that was made in a function of ours it would
+let no model write, as some encoders do."""
+
+
 def _forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, bt: Tensor, gate: Gate
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -96,7 +101,7 @@ def _forward(
     else:
         h.view(*x.shape[:-1], h.shape[1]).mul_(expand_gate(gate, x))
     y.addmm_(h, bt)
-    return y.view(*x.shape[:-1], y.shape[1]), rows, h
+    return _unsafe_view(y, (*x.shape[:-1], y.shape[1])), rows, h
 
 
 class _FusedLinear(torch.autograd.Function):

@@ -135,8 +135,8 @@ def _config(
 def _tokens(name: str, max_length: int | None) -> Tokens:
     """How a base cuts texts into tokens. Raises BaseModelError."""
     from loraloom.data.check import Tokens
-    from loraloom.tasks.bases import resolve_base
-    from loraloom.tasks.loading import load_config, load_tokenizer
+    from loraloom.tasks.models.bases import resolve_base
+    from loraloom.tasks.models.loading import load_config, load_tokenizer
 
     base = resolve_base(name)
     tokenizer = load_tokenizer(base)

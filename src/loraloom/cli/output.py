@@ -102,11 +102,15 @@ def score_rows(found: Mapping[str, Mapping[str, float]], shares: Iterable[str]) 
     """Metrics as rows, one column per entry of `found`; bounds stand beside their score, counts are left out."""
     every = dict.fromkeys(name for metrics in found.values() for name in metrics)
     names = [name for name in every if not name.endswith(("_low", "_high")) and name != "n"]
-    known = set(shares)
+    known = tuple(shares)
+
+    def share(name: str) -> bool:  # one of them, or one of them of a single class: map50_RBC
+        return name in known or name.startswith(tuple(f"{one}_" for one in known))
+
     return [
         [
             name,
-            *(with_interval(m, name, share=name in known) if name in m else "–" for m in found.values()),
+            *(with_interval(m, name, share=share(name)) if name in m else "–" for m in found.values()),
         ]
         for name in names
     ]

@@ -24,18 +24,18 @@ from loraloom.tasks.base import (
     Splits,
     TaskOptions,
 )
-from loraloom.tasks.bases import ResolvedBase, resolve_base
-from loraloom.tasks.chat import PLAIN_TEMPLATE, end_of_turn
-from loraloom.tasks.completions import Passage, Speller, windows
-from loraloom.tasks.generation import Sampling, Writer, Written
-from loraloom.tasks.likelihood import Sums, last_logits, likelihood_scores, passage_sums, summed_loss
-from loraloom.tasks.lm_examples import Kind, question_of, read_examples
-from loraloom.tasks.lm_form import MAX_LENGTH, CausalLMOptions, Form
-from loraloom.tasks.loading import LoadedModel, has_tokenizer, load_config, load_model, load_tokenizer, some
-from loraloom.tasks.packing import keeps_passages_apart, make_batch, make_row, packed
+from loraloom.tasks.language.chat import PLAIN_TEMPLATE, end_of_turn
+from loraloom.tasks.language.completions import Passage, Speller, windows
+from loraloom.tasks.language.generation import Sampling, Writer, Written
+from loraloom.tasks.language.likelihood import Sums, last_logits, likelihood_scores, passage_sums, summed_loss
+from loraloom.tasks.language.lm_examples import Kind, question_of, read_examples
+from loraloom.tasks.language.lm_form import MAX_LENGTH, CausalLMOptions, Form
+from loraloom.tasks.language.packing import keeps_passages_apart, make_batch, make_row, packed
+from loraloom.tasks.language.tokens import token_limit, vocabulary_size
+from loraloom.tasks.language.vocabulary import train_tokenizer
+from loraloom.tasks.models.bases import ResolvedBase, resolve_base
+from loraloom.tasks.models.loading import LoadedModel, has_tokenizer, load_config, load_model, load_tokenizer, some
 from loraloom.tasks.splits import read_splits, with_words
-from loraloom.tasks.tokens import token_limit, vocabulary_size
-from loraloom.tasks.vocabulary import train_tokenizer
 
 _KINDS: tuple[Kind, ...] = ("text", "prompt", "messages")
 

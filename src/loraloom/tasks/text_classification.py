@@ -27,13 +27,13 @@ from loraloom.tasks.base import (
     Splits,
     TaskOptions,
 )
-from loraloom.tasks.bases import ResolvedBase, resolve_base
-from loraloom.tasks.classifier import load_classifier
 from loraloom.tasks.intervals import macro_f1_interval, wilson_interval
-from loraloom.tasks.loading import has_tokenizer, load_config, load_tokenizer
+from loraloom.tasks.language.tokens import pad_rows, token_limit, tokenise, use_padding, vocabulary_size
+from loraloom.tasks.language.vocabulary import train_tokenizer
+from loraloom.tasks.models.bases import ResolvedBase, resolve_base
+from loraloom.tasks.models.classifier import load_classifier
+from loraloom.tasks.models.loading import has_tokenizer, load_config, load_tokenizer
 from loraloom.tasks.splits import HELD_OUT_SPLITS, read_splits, with_words
-from loraloom.tasks.tokens import pad_rows, token_limit, tokenise, use_padding, vocabulary_size
-from loraloom.tasks.vocabulary import train_tokenizer
 
 TEXT = Role("text", ("text", "sentence", "review", "content", "comment", "tweet", "message", "document", "body"))
 LABEL = Role("label", ("label", "labels", "class", "category", "target", "sentiment", "intent", "stars"), "label")

@@ -25,10 +25,9 @@ from loraloom.tasks.base import (
     Splits,
     TaskOptions,
 )
-from loraloom.tasks.bases import resolve_base
-from loraloom.tasks.languages import Direction, choose_direction
-from loraloom.tasks.pairs import SOURCE, TARGET, identical_notes, read_pairs
-from loraloom.tasks.seq2seq import (
+from loraloom.tasks.language.languages import Direction, choose_direction
+from loraloom.tasks.language.pairs import SOURCE, TARGET, identical_notes, read_pairs
+from loraloom.tasks.language.seq2seq import (
     IGNORED,
     check_ids,
     decoder_inputs,
@@ -43,9 +42,10 @@ from loraloom.tasks.seq2seq import (
     tokenise_targets,
     write,
 )
+from loraloom.tasks.language.tokens import pad_rows, token_limit, tokenise, vocabulary_size
+from loraloom.tasks.language.translation_scores import check_sacrebleu, signatures, translation_scores
+from loraloom.tasks.models.bases import resolve_base
 from loraloom.tasks.splits import read_splits, with_words
-from loraloom.tasks.tokens import pad_rows, token_limit, tokenise, vocabulary_size
-from loraloom.tasks.translation_scores import check_sacrebleu, signatures, translation_scores
 
 BEAMS = 4
 """Candidates that beam search follows for a user, unless asked otherwise."""

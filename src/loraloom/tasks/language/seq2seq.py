@@ -18,10 +18,10 @@ from torch.nn import functional
 from transformers import AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from loraloom.errors import BaseModelError, ConfigError
-from loraloom.tasks.bases import ResolvedBase
-from loraloom.tasks.loading import has_tokenizer, load_config, load_model, load_tokenizer, silent, some
-from loraloom.tasks.tokens import Ids, token_limit, use_padding
-from loraloom.tasks.vocabulary import train_tokenizer
+from loraloom.tasks.language.tokens import Ids, token_limit, use_padding
+from loraloom.tasks.language.vocabulary import train_tokenizer
+from loraloom.tasks.models.bases import ResolvedBase
+from loraloom.tasks.models.loading import has_tokenizer, load_config, load_model, load_tokenizer, silent, some
 
 IGNORED = -100
 """Label of positions that the loss leaves out."""

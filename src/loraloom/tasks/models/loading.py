@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrained
 from transformers.utils import logging
 
 from loraloom.errors import BaseModelError
-from loraloom.tasks.attention import use_float32_attention
-from loraloom.tasks.bases import ResolvedBase
-from loraloom.tasks.quantized import quantization_settings, quantized_layers
+from loraloom.tasks.models.attention import use_float32_attention
+from loraloom.tasks.models.bases import ResolvedBase
+from loraloom.tasks.models.quantized import quantization_settings, quantized_layers
 
 _transformers_logging: Any = logging
 
@@ -202,9 +202,10 @@ def draw_heads(model: nn.Module, heads: Sequence[str], seed: int) -> None:
                 tensor.data.fill_(0.0 if name.endswith("bias") else 1.0)
 
 
-def known_labels(config: PreTrainedConfig, ending: str) -> list[str]:
-    """The labels that the files were trained on; empty when their model's class does not end so."""
-    classifies = any(name.endswith(ending) for name in config.architectures or ())
+def known_labels(config: PreTrainedConfig, kind: str) -> list[str]:
+    """The labels that the files were trained on; empty when the name of their model's class has no `kind` in it."""
+    # In the middle of it: DeiT's is …ForImageClassificationWithTeacher.
+    classifies = any(kind in name for name in config.architectures or ())
     names: dict[Any, str] = dict(config.id2label or {})
     return [names[index] for index in sorted(names)] if classifies else []
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from loraloom.tasks.base import Batch, Feature
-from loraloom.tasks.completions import Passage
+from loraloom.tasks.language.completions import Passage
 
 NOT_LEARNT = -100
 """In `labels`: a token that is neither learnt nor scored."""

@@ -15,7 +15,7 @@ from loraloom.data.config import DataConfig
 from loraloom.data.records import decode, digest, quoted
 from loraloom.data.table import Example, Role, Table, read_table
 from loraloom.errors import ConfigError, DataError, suggest
-from loraloom.tasks.languages import language_names
+from loraloom.tasks.language.languages import language_names
 from loraloom.tasks.splits import HELD_OUT_SPLITS
 
 SOURCE = Role("source", ("source", "src", "source_text", "input", "english", "en", "sentence", "text"))

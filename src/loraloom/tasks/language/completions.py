@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from loraloom.errors import BaseModelError
-from loraloom.tasks.chat import Dialogue
+from loraloom.tasks.language.chat import Dialogue
 
 Ids = NDArray[np.int64]
 Marks = NDArray[np.bool_]

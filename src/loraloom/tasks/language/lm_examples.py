@@ -14,7 +14,7 @@ from loraloom.data.sources import read_source
 from loraloom.data.table import Example, Table, table_of
 from loraloom.data.text_files import COLUMN, SUFFIX
 from loraloom.errors import ConfigError, DataError, one_error
-from loraloom.tasks.chat import for_reply, read_messages, spoken_text
+from loraloom.tasks.language.chat import for_reply, read_messages, spoken_text
 from loraloom.tasks.splits import HELD_OUT_SPLITS
 
 Kind = Literal["text", "prompt", "messages"]

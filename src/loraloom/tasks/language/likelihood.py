@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from loraloom.errors import DataError
 from loraloom.tasks.base import Batch
-from loraloom.tasks.packing import NOT_LEARNT, accepts, passage_numbers
+from loraloom.tasks.language.packing import NOT_LEARNT, accepts, passage_numbers
 
 CHUNK = 2**26
 """Logits that are held in float32 at a time: a vocabulary of 150,000 makes 4 GB of 8,000 tokens otherwise."""

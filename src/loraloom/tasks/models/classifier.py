@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from loraloom.tasks.bases import ResolvedBase
-from loraloom.tasks.loading import (
+from loraloom.tasks.models.bases import ResolvedBase
+from loraloom.tasks.models.loading import (
     check_backbone,
     known_labels,
     label_heads,

@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerBase
 
 from loraloom.data.table import Example
 from loraloom.tasks.base import TaskOptions
-from loraloom.tasks.chat import Dialogue, Message, common_system, dialogues, for_reply, renderer
-from loraloom.tasks.completions import Ids, Passage, Speller
-from loraloom.tasks.lm_examples import Kind
+from loraloom.tasks.language.chat import Dialogue, Message, common_system, dialogues, for_reply, renderer
+from loraloom.tasks.language.completions import Ids, Passage, Speller
+from loraloom.tasks.language.lm_examples import Kind
 
 MAX_LENGTH = 1024
 """Tokens of a row where nothing was said about it: models that take a hundred thousand would need the memory."""

@@ -1,0 +1,1 @@
+"""What the tasks over text share: tokens, chat, packing, generation, sequence to sequence."""

@@ -1,0 +1,1 @@
+"""Base models: where they lie, how they are loaded, what is new in them, how they compute."""

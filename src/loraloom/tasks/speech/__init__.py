@@ -1,0 +1,1 @@
+"""What the tasks over sound share: spectrograms, masks, transcripts, voices."""

@@ -1,0 +1,1 @@
+"""What the tasks over pictures share: preparation, augmentation, boxes, drawing."""
