@@ -201,7 +201,7 @@ def test_the_tree_is_the_tree(path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
-@pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "examples").iterdir())], ids=name_of)
+@pytest.mark.parametrize("path", [*DOCUMENTS, *sorted((ROOT / "examples").rglob("*.*"))], ids=name_of)
 def test_documents_speak_of_the_project_alone(path: Path, what: str) -> None:
     if path.is_file():
         found = re.search(FORBIDDEN[what], path.read_text("utf-8"))

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from loraloom.training.config import TrainConfig, load_config
     from loraloom.training.restore import open_run
     from loraloom.training.run import train
+    from loraloom.training.use import evaluate, predict
 
 __version__ = "0.1.0"
 

@@ -13,15 +13,10 @@ from tests.cli.commands import Call, sentences, write_csv
 from loraloom.cli.data import SUBVERBS
 from loraloom.data.check import MODALITIES, pairs, pictures, recordings, text, writing
 from loraloom.data.columns import Role
-from loraloom.tasks import (
-    image_classification,
-    lm_examples,
-    speech_pairs,
-    speech_recognition,
-    task_names,
-    text_classification,
-)
-from loraloom.tasks import pairs as task_pairs
+from loraloom.tasks import image_classification, speech_recognition, task_names, text_classification
+from loraloom.tasks.language import lm_examples
+from loraloom.tasks.language import pairs as task_pairs
+from loraloom.tasks.speech import speech_pairs
 
 CHECK = ("data", "check")
 

@@ -99,7 +99,7 @@ def test_progress_bars_are_left_as_they_were(tmp_path, read, named):
 
 
 def test_a_folder_without_data(tmp_path, refused):
-    (tmp_path / "notes.txt").write_text("nothing", encoding="utf-8")
+    (tmp_path / "notes.md").write_text("nothing", encoding="utf-8")
     message = refused(str(tmp_path), kind=DataError)
     assert message.startswith(" is a folder without data files; expected a file (.csv, ")
 

@@ -30,7 +30,7 @@ class CausalLMOptions(TaskOptions):
     )
     train_on: Literal["completion", "all"] = Field(
         default="completion",
-        description="What is learnt and scored of prompts and chats: the completion or the assistant's turns, or all.",
+        description="What is learnt and scored of prompts and chats: the completion or the model's turns, or all.",
     )
     pack: bool = Field(
         default=False,
@@ -55,7 +55,7 @@ class CausalLMOptions(TaskOptions):
     )
     as_chat: bool = Field(
         default=False,
-        description="Put prompts and completions through the chat template, as a user's words and the assistant's.",
+        description="Put prompts and completions through the chat template, as a user's words and the reply.",
     )
 
 
