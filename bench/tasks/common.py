@@ -72,6 +72,8 @@ class Row:
     claims: Callable[[Scores], list[Claim]]
     base: str | None = None
     """The base's YAML file; None where the adapter's file names a pretrained one."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of every contender that differ from the adapter's file, e.g. fewer examples."""
     full: Mapping[str, Any] = field(default_factory=dict)
     """Settings of full fine-tuning that differ from the adapter's, e.g. its learning rate."""
     others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -137,7 +139,7 @@ def _train_all(row: Row, overrides: dict[str, Any], folder: Path) -> dict[str, T
     trained = {}
     for name, settings in contenders.items():
         out = folder / name.replace(" ", "-").lower()
-        trained[name] = _train(name, row.lora, {**overrides, **base, **settings, "out": str(out)})
+        trained[name] = _train(name, row.lora, {**row.settings, **overrides, **base, **settings, "out": str(out)})
     return trained
 
 

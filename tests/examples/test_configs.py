@@ -11,9 +11,12 @@ from tests.cli.commands import make_tiny_base, sentences, write_csv
 from tests.documents import ROOT, name_of
 
 from loraloom.cli.main import main
+from loraloom.tasks import create_task, task_names
 from loraloom.training.config import load_config
 
-CONFIGS = sorted((ROOT / "examples" / "text_classification").glob("*.yaml"))
+EVERY = sorted((ROOT / "examples").rglob("*.yaml"))
+CONFIGS = [path for path in EVERY if path.parent.name == "text_classification"]
+"""Those over a base that a tiny one can stand in for; tests/tasks/test_*_real.py train the others, base and adapter."""
 PACKAGED = "sentiment"
 SMALLER = {"epochs": 1, "data.limit": 64, "batch_size": 16, "precision": "fp32"}
 """What is taken instead of the file's own value, beside base and out."""
@@ -28,11 +31,17 @@ def test_there_are_configurations() -> None:
     assert {path.stem for path in CONFIGS} >= {"sentiment", "own_csv", "banking77", "vader"}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+@pytest.mark.parametrize("path", EVERY, ids=name_of)
 def test_it_is_read_as_it_stands(path: Path) -> None:
     config = load_config(path)
     assert config.unused() == []
     assert not Path(config.out).is_absolute()
+    assert create_task(config.task, **config.task_options).name == config.task
+
+
+def test_every_task_has_configurations() -> None:
+    tasks = {load_config(path).task for path in EVERY}
+    assert tasks == set(task_names())
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)

@@ -7,7 +7,8 @@ speaks (Shen et al. 2018, §2.2): wherever something is compared, the draws are 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -100,7 +101,7 @@ class SpeechT5:
         """One row alone: with others in a batch, rounding would make a sentence depend on its company."""
         ids = batch["input_ids"][row : row + 1, : int(batch["attention_mask"][row].sum())]
         core: Any = model
-        with own_draws(ids.device, seed):
+        with own_draws(ids.device, seed), _end_held(core.speech_decoder_postnet):
             log_mel: Tensor = core.generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
@@ -132,6 +133,29 @@ class SpeechT5:
         prenet: Any = model.speecht5.decoder.prenet  # type: ignore[union-attr]
         found: Tensor = values.to(prenet.encode_positions.alpha.dtype)
         return found
+
+
+@contextmanager
+def _end_held(postnet: Any) -> Iterator[None]:
+    """Let the postnet see the last frame go on, by as many frames as its convolutions reach.
+
+    In training nearly every row has something after its end. Where there is nothing, which is how sentences
+    are said, a postnet that learnt little ends them with a bang.
+    """
+    reach = sum(layer.conv.kernel_size[0] // 2 for layer in postnet.layers)
+    plain = postnet.postnet
+
+    def held(frames: Tensor) -> Tensor:
+        length = frames.shape[1]
+        longer = torch.cat([frames, frames[:, -1:].expand(-1, reach, -1)], dim=1)
+        found: Tensor = plain(longer)[:, :length]
+        return found
+
+    postnet.postnet = held
+    try:
+        yield
+    finally:
+        del postnet.postnet
 
 
 def load_speecht5(
