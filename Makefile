@@ -32,8 +32,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## LoRA and full fine-tuning of a real encoder side by side, under 4 minutes (ARGS=--json for data)
 	@$(PY) -m loraloom demo $(ARGS)
 
-test: $(STAMP) ## the tests (ARGS="-k cli" for some of them)
-	$(PY) -m pytest $(ARGS)
+test: $(STAMP) ## the tests, on two processes of one thread (ARGS="-k cli" for some of them)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(ARGS)
 
 check: $(STAMP) ## formatting, lint, complexity limits, strict types
 	$(PY) -m ruff format --check .

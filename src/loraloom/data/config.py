@@ -15,9 +15,9 @@ class DataConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     train: str = Field(
-        description="Training examples: a .csv, .tsv, .jsonl, .json or .parquet file, a dataset folder, the "
-        "name of a dataset on the Hugging Face Hub (owner/name, owner/name/config), or 'sentiment', the set "
-        "that comes with Loraloom. ':split' may follow a dataset's name."
+        description="Training examples: a .csv, .tsv, .jsonl, .json, .parquet or .txt file, a folder (of pictures, "
+        "recordings or texts, or a dataset), the name of a dataset on the Hugging Face Hub (owner/name, "
+        "owner/name/config), or 'sentiment', the set that comes with Loraloom. ':split' may follow a dataset's name."
     )
     eval: str | None = Field(
         default=None,
