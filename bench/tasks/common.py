@@ -198,10 +198,11 @@ def _costs(run: Trained | None) -> list[str]:
 
 def _setting(row: Row, record: Mapping[str, Any], seconds: float) -> str:
     counts = record["data"]
+    threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
     files = f"`{row.lora}`" if row.base is None else f"`{row.base}`, `{row.lora}`"
     return (
         f"{files}; {counts['train_examples']:,} training examples; measured {date.today().isoformat()} with "
-        f"torch {record['versions']['torch']} on {torch.get_num_threads()} threads of a CPU, {seconds:.0f} s in all. "
+        f"torch {record['versions']['torch']} on a CPU ({threads}), {seconds:.0f} s in all. "
         f"Again: `python -m bench.tasks {row.name}`."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from typing import cast
@@ -47,8 +48,14 @@ def attach_adapter(model: nn.Module, spec: AdapterSpec, note: Note) -> AdapterSe
 
 
 def parameter_count(model: nn.Module) -> int:
-    """Numbers in a model's parameters, tied ones counted once."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    """Numbers in a model's parameters, tied ones counted once, and packed ones as they are unpacked."""
+    return sum(math.prod(_unpacked(parameter)) for parameter in model.parameters())
+
+
+def _unpacked(parameter: nn.Parameter) -> tuple[int, ...]:
+    """The shape of a weight; bitsandbytes keeps that of one in four bits beside it."""
+    state = getattr(parameter, "quant_state", None)
+    return tuple(parameter.shape if state is None else state.shape)
 
 
 def prepare(
