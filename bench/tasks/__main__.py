@@ -26,13 +26,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.tasks", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[*every, []], metavar="ROW", help=", ".join(every))
     parser.add_argument("--list", action="store_true", help="what there is")
+    parser.add_argument("--keep", action="store_true", help="take finished runs of the same settings as they are")
     given = parser.parse_args()
     if given.list:
         for name, row in every.items():
             print(f"{name}\t{row.title}")
         return
     for name in given.names or every:
-        write_row(every[name])
+        write_row(every[name], keep=given.keep)
 
 
 if __name__ == "__main__":

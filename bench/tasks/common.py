@@ -2,6 +2,7 @@
 
     python -m bench.tasks translation            one row
     python -m bench.tasks                        all of them
+    python -m bench.tasks translation --keep     one row, but for finished runs of the same settings
     python -m bench.tasks --list                 what there is
 
 The base is made as `examples/…/base.yaml` says (where there is no pretrained one), the adapter as
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from loraloom.cli.output import file_size, is_share, percent, with_interval
+from loraloom.errors import ConfigError
 from loraloom.tasks import create_task
 from loraloom.training.config import load_config
 from loraloom.training.reporter import EvalEvent, RunPlan, SilentReporter
@@ -117,18 +119,22 @@ def run_row(row: Row, *, overrides: Mapping[str, Any] | None = None, runs: Path 
     return _score(row, _train_all(row, dict(overrides or {}), runs / row.name))
 
 
-def write_row(row: Row) -> None:
-    """Run a row and put its table into docs/results.md; says on stdout what it came to."""
+def write_row(row: Row, *, keep: bool = False) -> None:
+    """Run a row and put its table into docs/results.md; says on stdout what it came to.
+
+    `keep` takes finished runs of the same settings as they are.
+    """
     began = time.perf_counter()
-    trained = _train_all(row, {}, RUNS / row.name)
+    trained = _train_all(row, {}, RUNS / row.name, keep=keep)
     scores = _score(row, trained)
     text = _markdown(row, trained, scores, time.perf_counter() - began)
     print(text)
     REPORT.write_text(_replaced(REPORT.read_text("utf-8"), row.name, text), "utf-8")
 
 
-def _train_all(row: Row, overrides: dict[str, Any], folder: Path) -> dict[str, Trained]:
-    shutil.rmtree(folder, ignore_errors=True)
+def _train_all(row: Row, overrides: dict[str, Any], folder: Path, *, keep: bool = False) -> dict[str, Trained]:
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
     if row.prepare is not None:
         row.prepare()
     base = {}
@@ -145,8 +151,15 @@ def _train_all(row: Row, overrides: dict[str, Any], folder: Path) -> dict[str, T
 
 def _train(name: str, file: str, settings: Mapping[str, Any]) -> Trained:
     config = load_config(ROOT / file, settings)
-    result = train(config, create_task(config.task, **config.task_options), reporter=Told(name))
-    return Trained(result.out, result.record)
+    for attempt in ("kept", "anew"):
+        try:
+            result = train(config, create_task(config.task, **config.task_options), reporter=Told(name), resume=True)
+            return Trained(result.out, result.record)
+        except ConfigError:  # what lies there is a run of other settings
+            if attempt == "anew":
+                raise
+            shutil.rmtree(config.out, ignore_errors=True)
+    raise AssertionError
 
 
 def _score(row: Row, trained: Mapping[str, Trained]) -> dict[str, dict[str, dict[str, float]]]:
