@@ -120,8 +120,10 @@ def said(text: str, words: Mapping[str, str]) -> str:
 def put(path: Path, mark: str, content: str) -> None:
     """Replace what stands between the marks of a file."""
     begin, end = f"<!-- {mark} -->\n", f"\n<!-- /{mark} -->"
-    before, _, rest = path.read_text("utf-8").partition(begin)
-    path.write_text(before + begin + content + end + rest.partition(end)[2], encoding="utf-8")
+    before, found, rest = path.read_text("utf-8").partition(begin)
+    if not found or end not in f"\n{rest}":
+        raise ValueError(f"{path.name} lacks the marks of {mark!r}, each on a line of its own")
+    path.write_text(before + begin + content + end + f"\n{rest}".partition(end)[2], encoding="utf-8")
 
 
 def main() -> None:

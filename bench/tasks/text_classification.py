@@ -45,7 +45,7 @@ BANKING77 = _row(
     "Text classification: 77 intents of bank customers",
     "banking77",
     3e-4,
-    **{"data.limit": 4000, "epochs": 4},
+    **{"data.limit": 4000, "epochs": 2},
 )
 VADER = _row("vader", "Text classification: tweets, positive or negative", "vader_tweets", 1e-4, epochs=3)
 NUSAX = _row("nusax", "Text classification: short English reviews", "nusax_english_sentiment", 1e-4)

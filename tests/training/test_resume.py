@@ -78,7 +78,10 @@ def test_killed_again_and_again_at_random_moments(whole: Path) -> None:
         process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
-        if process.exitcode == 0 or kills == 6:
+        if process.exitcode == 0 and not kills:  # it was through before it was hit: the machine is quicker now
+            shutil.rmtree(out)
+            seconds /= 2
+        elif process.exitcode == 0 or kills == 6:
             break
     assert exit_status(settings, True) == 0
     assert kills > 0
