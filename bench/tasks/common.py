@@ -12,7 +12,9 @@ scored on the same held-out files, whole, by the verb `evaluate`'s own function.
 
 from __future__ import annotations
 
+import math
 import shutil
+import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -80,6 +82,8 @@ class Row:
     """Settings of full fine-tuning that differ from the adapter's, e.g. its learning rate."""
     others: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Further contenders: settings that differ from the adapter's file, by name."""
+    seeds: int = 1
+    """How many times every contender is trained, from seeds 0, 1, …; the table shows the mean of the scores."""
     prepare: Callable[[], None] | None = None
     """Called first: draws data that are not there yet."""
     says: str = ""
@@ -127,12 +131,13 @@ def write_row(row: Row, *, keep: bool = False) -> None:
     began = time.perf_counter()
     trained = _train_all(row, {}, RUNS / row.name, keep=keep)
     scores = _score(row, trained)
-    text = _markdown(row, trained, scores, time.perf_counter() - began)
+    text = _markdown(row, trained, scores, None if keep else time.perf_counter() - began)
     print(text)
     REPORT.write_text(_replaced(REPORT.read_text("utf-8"), row.name, text), "utf-8")
 
 
-def _train_all(row: Row, overrides: dict[str, Any], folder: Path, *, keep: bool = False) -> dict[str, Trained]:
+def _train_all(row: Row, overrides: dict[str, Any], folder: Path, *, keep: bool = False) -> dict[str, list[Trained]]:
+    """The runs of every contender, one per seed."""
     if not keep:
         shutil.rmtree(folder, ignore_errors=True)
     if row.prepare is not None:
@@ -142,10 +147,14 @@ def _train_all(row: Row, overrides: dict[str, Any], folder: Path, *, keep: bool 
         made = _train("base", row.base, {**overrides, "out": str(folder / "base")})
         base = {"base": str(made.folder)}
     contenders = {"LoRA": {}, "full fine-tuning": {"method": "full", **row.full}, **row.others}
-    trained = {}
+    trained: dict[str, list[Trained]] = {}
     for name, settings in contenders.items():
+        every = {**row.settings, **overrides, **base, **settings}
         out = folder / name.replace(" ", "-").lower()
-        trained[name] = _train(name, row.lora, {**row.settings, **overrides, **base, **settings, "out": str(out)})
+        trained[name] = [_train(name, row.lora, {**every, "out": str(out)})]
+        for seed in range(1, row.seeds):
+            again = {**every, "seed": seed, "out": f"{out}-seed-{seed}"}
+            trained[name].append(_train(f"{name}, seed {seed}", row.lora, again))
     return trained
 
 
@@ -162,20 +171,26 @@ def _train(name: str, file: str, settings: Mapping[str, Any]) -> Trained:
     raise AssertionError
 
 
-def _score(row: Row, trained: Mapping[str, Trained]) -> dict[str, dict[str, dict[str, float]]]:
+def _score(row: Row, trained: Mapping[str, list[Trained]]) -> dict[str, dict[str, dict[str, float]]]:
     scores: dict[str, dict[str, dict[str, float]]] = {"base": {}}
-    for name, run in trained.items():
-        opened = open_run(run.folder, create_task)
+    for name, runs in trained.items():
+        opened = [open_run(run.folder, create_task) for run in runs]
         scores[name] = {}
         for label, held_out in row.held_out.items():
-            opened.data_changes = dict(held_out.data)
-            scores[name][label] = evaluate(opened, held_out.source)
+            for one in opened:
+                one.data_changes = dict(held_out.data)
+            scores[name][label] = _mean([evaluate(one, held_out.source) for one in opened])
             if name == "LoRA":
-                scores["base"][label] = evaluate(opened, held_out.source, without_adapter=True)
+                scores["base"][label] = evaluate(opened[0], held_out.source, without_adapter=True)
     return scores
 
 
-def _markdown(row: Row, trained: Mapping[str, Trained], scores: Scores, seconds: float) -> str:
+def _mean(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of every score over the seeds, and of the ends of its interval: the held-out examples are the same for all."""
+    return {metric: statistics.fmean(one[metric] for one in scores) for metric in scores[0]}
+
+
+def _markdown(row: Row, trained: Mapping[str, list[Trained]], scores: Scores, seconds: float | None) -> str:
     columns = [(label, metric) for label in row.held_out for metric in row.metrics]
     several = len(row.held_out) > 1
     heads = [f"{metric.replace('_', ' ')}{f', {label}' if several else ''}" for label, metric in columns]
@@ -184,12 +199,12 @@ def _markdown(row: Row, trained: Mapping[str, Trained], scores: Scores, seconds:
         "|---|" + "---|" * (len(columns) + 3),
     ]
     for name, found in scores.items():
-        run = trained.get(name)
-        record = run.record if run is not None else trained["LoRA"].record
+        runs = trained.get(name, [])
+        record = runs[0].record if runs else trained["LoRA"][0].record
         cells = [with_interval(found[label], metric, share=is_share(record, metric)) for label, metric in columns]
-        lines.append(f"| {_called(name, record)} | {' | '.join([*cells, *_costs(run)])} |")
+        lines.append(f"| {_called(name, record)} | {' | '.join([*cells, *_costs(runs)])} |")
     claims = [f"- {'yes' if claim.holds else '**no**'}: {claim.sentence}" for claim in row.claims(scores)]
-    setting = _setting(row, trained["LoRA"].record, seconds)
+    setting = _setting(row, trained["LoRA"][0].record, seconds)
     return "\n".join([f"## {row.title}", "", setting, "", *lines, "", *claims, *(["", row.says] if row.says else [])])
 
 
@@ -197,25 +212,28 @@ def _called(name: str, record: Mapping[str, Any]) -> str:
     return "base, untrained head" if name == "base" and record["effective"].get("heads") else name
 
 
-def _costs(run: Trained | None) -> list[str]:
-    """Trained parameters, size and time of a run; of the base nothing."""
-    if run is None:
+def _costs(runs: Sequence[Trained]) -> list[str]:
+    """Trained parameters and size of a contender's first run, and the mean of the times; of the base nothing."""
+    if not runs:
         return ["–", "–", "–"]
-    parameters = run.record["parameters"]
+    parameters = runs[0].record["parameters"]
+    seconds = statistics.fmean(run.record["training"]["seconds"]["training"] for run in runs)
     return [
         f"{parameters['trained']:,} ({percent(parameters['share'], 1)})",
-        file_size(run.record["result_bytes"]),
-        f"{run.record['training']['seconds']['training']:.0f} s",
+        file_size(runs[0].record["result_bytes"]),
+        f"{seconds:.0f} s",
     ]
 
 
-def _setting(row: Row, record: Mapping[str, Any], seconds: float) -> str:
+def _setting(row: Row, record: Mapping[str, Any], seconds: float | None) -> str:
     counts = record["data"]
     threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
+    took = "" if seconds is None else f", {seconds:.0f} s in all"
     files = f"`{row.lora}`" if row.base is None else f"`{row.base}`, `{row.lora}`"
+    means = f"means of {row.seeds} seeds; " if row.seeds > 1 else ""
     return (
-        f"{files}; {counts['train_examples']:,} training examples; measured {date.today().isoformat()} with "
-        f"torch {record['versions']['torch']} on a CPU ({threads}), {seconds:.0f} s in all. "
+        f"{files}; {means}{counts['train_examples']:,} training examples; measured {date.today().isoformat()} with "
+        f"torch {record['versions']['torch']} on a CPU ({threads}){took}. "
         f"Again: `python -m bench.tasks {row.name}`."
     )
 
@@ -233,3 +251,14 @@ def _replaced(report: str, name: str, text: str) -> str:
 def apart(low: Mapping[str, float], high: Mapping[str, float], metric: str) -> bool:
     """Whether the 95 % interval of `high` lies above that of `low`."""
     return high[f"{metric}_low"] > low[f"{metric}_high"]
+
+
+def surely_ahead(low: Mapping[str, float], high: Mapping[str, float], metric: str) -> float:
+    """Where the 95 % interval of `high` − `low` begins, from the two scores' own intervals.
+
+    The samples are taken for independent, which for scores on the same examples errs on the careful side.
+    Newcombe 1998, "Interval estimation for the difference between independent proportions", method 10.
+    """
+    above = high[metric] - high[f"{metric}_low"]
+    below = low[f"{metric}_high"] - low[metric]
+    return high[metric] - low[metric] - math.hypot(above, below)

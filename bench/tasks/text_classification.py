@@ -26,7 +26,7 @@ def _claims(held_out: str) -> Callable[[Scores], list[Claim]]:
     return claims
 
 
-def _row(name: str, title: str, folder: str, rate: float, **settings: Any) -> Row:
+def _row(name: str, title: str, folder: str, rate: float, *, seeds: int = 1, **settings: Any) -> Row:
     return Row(
         name=name,
         title=title,
@@ -36,6 +36,7 @@ def _row(name: str, title: str, folder: str, rate: float, **settings: Any) -> Ro
         claims=_claims("test"),
         settings=settings,
         full={"learning_rate": rate},
+        seeds=seeds,
         says=SAYS,
     )
 
@@ -45,7 +46,6 @@ BANKING77 = _row(
     "Text classification: 77 intents of bank customers",
     "banking77",
     3e-4,
-    **{"data.limit": 4000, "epochs": 2},
 )
 VADER = _row("vader", "Text classification: tweets, positive or negative", "vader_tweets", 1e-4, epochs=3)
-NUSAX = _row("nusax", "Text classification: short English reviews", "nusax_english_sentiment", 1e-4)
+NUSAX = _row("nusax", "Text classification: short English reviews", "nusax_english_sentiment", 1e-4, seeds=3)

@@ -248,3 +248,13 @@ def test_denoising_leaves_every_module_in_its_mode(scenes: Path, bases: dict[str
     task.loss(base.model, task.collate(features, base, training=True))
     assert called, "the frozen base learns from no noisy copies"
     assert not any(module.training for module in base.model.modules())
+
+
+def test_boxes_that_are_no_numbers_give_a_loss_that_is_none(family: str, scenes: Path, bases: dict[str, Path]) -> None:
+    task, base, features = made(scenes, bases[family])
+    with torch.no_grad():
+        for parameter in base.model.parameters():
+            parameter.fill_(torch.nan)
+    loss, _ = task.loss(base.model, task.collate(features[:2], base))
+    assert loss.isnan()
+    loss.backward()

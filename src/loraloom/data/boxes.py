@@ -22,11 +22,10 @@ from loraloom.data.box_files import Annotated, Box, read_annotations
 from loraloom.data.config import DataConfig
 from loraloom.data.files import probe_file
 from loraloom.data.pictures import PICTURES, frames_note
-from loraloom.data.records import quoted
+from loraloom.data.records import cannot_be_used, quoted
 from loraloom.data.table import Example, Table
 from loraloom.errors import ConfigError, DataError, suggest
 
-MOST_NAMED = 5
 _SLACK = 1.0  # pixels: what sticks out by less is rounding and not worth a note
 
 
@@ -167,10 +166,8 @@ def _other_size(name: str, told: tuple[int, int], found: tuple[int, int]) -> str
 
 
 def _fault_sentence(source: str, faults: Sequence[str]) -> str:
-    if len(faults) == 1:
-        return faults[0] if source in faults[0] else f"{source}: {faults[0]}"
-    more = f"; and {len(faults) - MOST_NAMED} more" if len(faults) > MOST_NAMED else ""
-    return f"{source}: {len(faults)} pictures or boxes cannot be used: {'; '.join(faults[:MOST_NAMED])}{more}"
+    told = cannot_be_used(source, "pictures or boxes", faults)
+    return told if source in told else f"{source}: {told}"
 
 
 def _digest(examples: Sequence[Example]) -> str:

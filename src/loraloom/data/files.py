@@ -18,7 +18,7 @@ from typing import Any
 from loraloom.data.arrow_files import choose_split
 from loraloom.data.columns import Role
 from loraloom.data.config import DataConfig
-from loraloom.data.records import Records, quoted
+from loraloom.data.records import Records, cannot_be_used, quoted
 from loraloom.data.sources import READERS, read_source
 from loraloom.data.table import Example, Table, table_of
 from loraloom.errors import ConfigError, DataError, suggest
@@ -26,7 +26,6 @@ from loraloom.errors import ConfigError, DataError, suggest
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.tsv", "metadata.parquet")
 SPLITS = ("train", "test", "validation", "valid", "val", "dev")
 FILE_COLUMN, CLASS_COLUMN = "file_name", "label"
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,9 @@ def read_files(
     table = table_of(source, records, [media.role, *roles], given, required, where=data.where, skip_bad=data.skip_bad)
     examples, faults = _probed(table.examples, media, folder)
     if faults and not (data.skip_bad and examples):
-        raise DataError(_fault_sentence(source, media, faults))
+        raise DataError(cannot_be_used(source, f"{media.kind}s", faults))
     if faults:
-        notes = [*notes, f"{_fault_sentence(source, media, faults)}: left out"]
+        notes = [*notes, cannot_be_used(source, f"{media.kind}s", faults) + ": left out"]
     return replace(table, examples=examples, notes=[*table.notes, *notes], sha256=_digest(examples))
 
 
@@ -172,13 +171,6 @@ def probe_file(path: Path, media: Media) -> dict[str, Any]:
     if not content:
         raise DataError(f"{path} is empty (0 bytes)")
     return {"file": str(path), "sha256": hashlib.sha256(content).hexdigest(), **media.probe(path)}
-
-
-def _fault_sentence(source: str, media: Media, faults: Sequence[str]) -> str:
-    if len(faults) == 1:
-        return faults[0]
-    more = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
-    return f"{source}: {len(faults)} {media.kind}s cannot be used: {'; '.join(faults[:_MOST_NAMED])}{more}"
 
 
 def _digest(examples: Sequence[Example]) -> str:

@@ -15,6 +15,7 @@ from loraloom.errors import DataError, suggest
 
 _NUMBER = re.compile(r"-?\d+(\.\d+)?", re.ASCII)
 _MOST_FRACTIONS = 20  # distinct labels with a fraction: above, it is a measurement and not a class
+_MOST_COUNTED = 8  # classes whose examples a note counts
 _FEW_ROWS = 8  # below, as many classes as rows may be a first try rather than a mistake
 
 
@@ -80,6 +81,11 @@ class Labels:
         """How many of `examples` each class has, in the order of the classes."""
         counts = Counter(label_name(example.values[role]) for example in examples)
         return {name: counts[name] for name in self.names}
+
+    def count_note(self, examples: Iterable[Example]) -> str:
+        """How many classes there are, and how many of `examples` the first few have."""
+        shown = ", ".join(f"{name} ({count})" for name, count in list(self.counts(examples).items())[:_MOST_COUNTED])
+        return f"{len(self)} labels: {shown}" + (", …" if len(self) > _MOST_COUNTED else "")
 
     def notes(self) -> list[str]:
         """What a reader should know of the names: those that differ only in case."""

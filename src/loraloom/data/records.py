@@ -30,6 +30,25 @@ class Records:
     """What `lines` counts."""
 
 
+MOST_NAMED = 5
+"""How many of many faults a sentence names."""
+
+
+def first_few(faults: Sequence[str], most: int = MOST_NAMED) -> str:
+    """The first faults, and how many more there are.
+
+    >>> first_few(["a.png is empty", "b.png is no picture", "c.png is empty"], most=2)
+    'a.png is empty; b.png is no picture; and 1 more'
+    """
+    more = [f"and {len(faults) - most} more"] if len(faults) > most else []
+    return "; ".join([*faults[:most], *more])
+
+
+def cannot_be_used(source: str, what: str, faults: Sequence[str]) -> str:
+    """A sentence on the faults of a source, `what` being what has them in the plural; of a single one, itself."""
+    return faults[0] if len(faults) == 1 else f"{source}: {len(faults)} {what} cannot be used: {first_few(faults)}"
+
+
 def digest(data: bytes) -> str:
     """Hex sha256 of a file's bytes."""
     return hashlib.sha256(data).hexdigest()

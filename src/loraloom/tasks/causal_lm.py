@@ -113,10 +113,8 @@ class CausalLM:
             model=loaded.model,
             processor=tokenizer,
             heads=(),
-            name=found.name,
-            source=found.source,
-            fingerprint=found.fingerprint,
             notes=[*notes, *loaded.notes],
+            **found.identity,
         )
 
     def _tokenizer(self, base: ResolvedBase) -> tuple[PreTrainedTokenizerBase, list[str]]:

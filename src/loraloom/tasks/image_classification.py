@@ -137,7 +137,7 @@ class ImageClassification:
             accept=self._accept,
         )
         both = {example.values["file"]: example.values for example in (*splits.train, *splits.evaluation)}
-        found = [_count_note(self.labels, table.examples), *self.labels.notes(), *frames_note(both)]
+        found = [self.labels.count_note(table.examples), *self.labels.notes(), *frames_note(both)]
         return replace(splits, notes=[*splits.notes, *found])
 
     def read_more(self, source: str, data: DataConfig, *, labelled: bool) -> list[Example]:
@@ -204,11 +204,9 @@ class ImageClassification:
             model=loaded.model,
             processor=processor,
             heads=loaded.heads,
-            name=found.name,
-            source=found.source,
-            fingerprint=found.fingerprint,
             notes=[*loaded.notes, *notes, *resized],
             targets=convolutions or "all-linear",
+            **found.identity,
         )
 
     def _processor_of(self, base: ResolvedBase) -> tuple[PictureProcessor, list[str]]:
@@ -380,9 +378,3 @@ def _position_settings(model: Any, processor: PictureProcessor) -> tuple[dict[st
         "its position embeddings are interpolated"
     )
     return {"interpolate_pos_encoding": True}, [told]
-
-
-def _count_note(labels: Labels, examples: Sequence[Example]) -> str:
-    counts = labels.counts(examples)
-    shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:8])
-    return f"{len(counts)} labels: {shown}" + (", …" if len(counts) > 8 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,11 +172,9 @@ class ObjectDetection:
             model=loaded.model,
             processor=loaded.preparation,
             heads=loaded.heads,
-            name=found.name,
-            source=found.source,
-            fingerprint=found.fingerprint,
             notes=notes,
             targets=tuple(adaptable(loaded.model)),
+            **found.identity,
         )
 
     def encode(self, examples: Sequence[Example], base: BaseModel) -> Encoded:
@@ -217,7 +216,7 @@ class ObjectDetection:
         the queries, a mean of its own, in DETR and YOLOS.
         """
         with _denoising(model, batch["pixel_values"].dtype):
-            loss: Tensor = model(**_inputs(batch), labels=batch["labels"]).loss
+            loss = _finite_or_nan(model, batch)
         boxes = max(1, sum(len(one["class_labels"]) for one in batch["labels"]))
         return loss.float() * boxes, boxes
 
@@ -307,6 +306,17 @@ def _told(prediction: Detections, options: AnswerOptions) -> list[tuple[list[flo
 
 def _inputs(batch: Batch) -> dict[str, Tensor]:
     return {name: batch[name] for name in ("pixel_values", "pixel_mask") if name in batch}
+
+
+def _finite_or_nan(model: nn.Module, batch: Batch) -> Tensor:
+    """The model's loss; not a number where its boxes are none, of which the matching of boxes makes a ValueError."""
+    try:
+        loss: Tensor = model(**_inputs(batch), labels=batch["labels"]).loss
+    except ValueError as error:
+        if "nan" not in str(error):
+            raise
+        return torch.full((), math.nan, requires_grad=True)  # the loop knows what to say of it
+    return loss
 
 
 @contextmanager

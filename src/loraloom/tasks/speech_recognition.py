@@ -14,6 +14,7 @@ from loraloom.data.columns import Role
 from loraloom.data.config import DataConfig
 from loraloom.data.files import probe_file, read_files
 from loraloom.data.recordings import CLIPPED_FROM, RECORDINGS
+from loraloom.data.records import MOST_NAMED, first_few
 from loraloom.data.table import Example, Table
 from loraloom.errors import BaseModelError, ConfigError, DataError, FormatError
 from loraloom.tasks.answers import NOTHING_ASKED
@@ -35,7 +36,6 @@ from loraloom.tasks.splits import HELD_OUT_SPLITS, read_splits
 
 TEXT = Role("text", ("text", "transcript", "transcription", "sentence", "normalized_text", "utterance", "label"))
 
-_MOST_NAMED = 5
 _MIB = 1 << 20
 
 
@@ -144,10 +144,8 @@ class SpeechRecognition:
             model=loaded.model,
             processor=loaded.processor,
             heads=loaded.heads,
-            name=found.name,
-            source=found.source,
-            fingerprint=found.fingerprint,
             notes=loaded.notes,
+            **found.identity,
         )
 
     @staticmethod
@@ -364,13 +362,12 @@ def _sound_notes(part: str, examples: Sequence[Example]) -> list[str]:
         ("silent", [one for one in examples if one.values.get("silent")]),
     ):
         if odd:
-            names = ", ".join(Path(one.values["file"]).name for one in odd[:_MOST_NAMED])
-            notes.append(f"{part}: {len(odd)} recordings are {word}: {names}{', …' if len(odd) > _MOST_NAMED else ''}")
+            names = ", ".join(Path(one.values["file"]).name for one in odd[:MOST_NAMED])
+            notes.append(f"{part}: {len(odd)} recordings are {word}: {names}{', …' if len(odd) > MOST_NAMED else ''}")
     return notes
 
 
 def _named(faults: Sequence[str]) -> str:
     """How many recordings are meant, the first few by name."""
     count = "one recording" if len(faults) == 1 else f"{len(faults)} recordings"
-    more = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
-    return f"{count}: {'; '.join(faults[:_MOST_NAMED])}{more}"
+    return f"{count}: {first_few(faults)}"

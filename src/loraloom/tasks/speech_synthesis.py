@@ -204,11 +204,9 @@ class SpeechSynthesis:
             model=loaded.model,
             processor=processor,
             heads=(),
-            name=found.name,
-            source=found.source,
-            fingerprint=found.fingerprint,
             notes=[*notes, *loaded.notes, *unknown_note(processor.tokenizer, texts)],
             targets=DEFAULT_TARGETS[config.model_type],
+            **found.identity,
         )
 
     def _measure_pace(self, processor: Processor) -> None:

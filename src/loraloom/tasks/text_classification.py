@@ -98,7 +98,7 @@ class TextClassification:
             accept=self._accept,
         )
         self._texts = [example.values["text"] for example in splits.train]
-        return replace(splits, notes=[*splits.notes, _count_note(self.labels, table.examples), *self.labels.notes()])
+        return replace(splits, notes=[*splits.notes, self.labels.count_note(table.examples), *self.labels.notes()])
 
     def _accept(self, held_out: Sequence[Example]) -> None:
         self.labels.encode(held_out)
@@ -175,10 +175,8 @@ class TextClassification:
             model=loaded.model,
             processor=tokenizer,
             heads=loaded.heads,
-            name=found.name,
-            source=found.source,
-            fingerprint=found.fingerprint,
             notes=loaded.notes,
+            **found.identity,
         )
 
     def _tokenizer(self, base: ResolvedBase) -> PreTrainedTokenizerBase:
@@ -296,9 +294,3 @@ def _logits(model: nn.Module, batch: Batch) -> Tensor:
 
 def _known(columns: Mapping[str, str], role: Role) -> tuple[str, ...]:
     return (columns[role.name],) if role.name in columns else ()
-
-
-def _count_note(labels: Labels, examples: Sequence[Example]) -> str:
-    counts = labels.counts(examples)
-    shown = ", ".join(f"{name} ({count})" for name, count in list(counts.items())[:8])
-    return f"{len(counts)} labels: {shown}" + (", …" if len(counts) > 8 else "")

@@ -190,10 +190,8 @@ class Translation:
             model=model,
             processor=tokenizer,
             heads=(),
-            name=found.name,
-            source=found.source,
-            fingerprint=found.fingerprint,
             notes=[*notes, *self._direction.notes],
+            **found.identity,
         )
 
     def encode(self, examples: Sequence[Example], base: BaseModel) -> Encoded:

@@ -35,8 +35,8 @@ PICTURE_S = 1.0
 """Seconds for drawing the curves, the drawing library's import included."""
 DISK_BYTES_PER_S = 3e8
 """At which checkpoints and results are taken to be written; the disk is left alone."""
-HOLES = 1.15
-"""By how much a CPU's heap outgrows what its tensors take over the steps of a run, by holes between them."""
+HOLES = 1.1
+"""By how much a CPU's heap outgrows what activations take over the steps of a run, by holes between them."""
 _SCRATCH = 8 * 2**20
 """Numbers on which the optimiser's step is timed, at most."""
 
@@ -187,8 +187,9 @@ class _Trial:
         return parts
 
     def _gradients(self, part: Indices) -> None:
-        """A forward and a backward pass, as a step makes them."""
+        """A forward and a backward pass, as a step makes them: from no gradients to new ones."""
         job = self.job
+        self.forget_gradients()
         with job.precision.computing(self.device):
             batch = job.collate([job.train[index] for index in part], training=True)
             loss, _ = job.task.loss(job.callable, batch)
@@ -273,16 +274,18 @@ class _Trial:
 
     def _memory(self) -> dict[str, float]:
         job, trained = self.job, self.bytes / MIB
-        above = (self.highest - self.process) * (HOLES if self.device.type == "cpu" else 1.0)
-        # On a CPU the best state so far lies beside the model; an accelerator's memory is spared that.
-        best = trained if self.device.type == "cpu" else 0.0
+        on_cpu = self.device.type == "cpu"
+        # On a CPU the best state so far lies beside the model, from the first evaluation on; an accelerator's memory
+        # is spared that.
+        best = trained if on_cpu and _loop_evaluations(job) > 1 else 0.0
         own = 2 * trained if job.adapters is not None else trained
-        peak = above + 2 * trained + best
+        activations = max(0.0, self.highest - self.process - own) * (HOLES if on_cpu else 1.0)
+        peak = own + activations + 2 * trained + best
         return {
             "weights": weight_bytes(job.base.model, set(map(id, job.gradients_of))) / MIB,
             "adapter" if job.adapters is not None else "model": own + best,
             "optimiser": 2 * trained,
-            "activations": max(0.0, above - own),
+            "activations": activations,
             "peak_above_base": peak,
             "process": self.process,
             "total": self.process + peak,

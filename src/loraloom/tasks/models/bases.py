@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
@@ -43,6 +44,14 @@ _PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "model.pt", "mo
 _fingerprints: dict[tuple[tuple[str, int, int], ...], str] = {}
 
 
+class Identity(TypedDict):
+    """Which base model it is, as ResolvedBase describes the fields."""
+
+    name: str
+    source: str
+    fingerprint: str
+
+
 @dataclass(frozen=True)
 class ResolvedBase:
     """A base model that was found and whose files have been checked."""
@@ -54,6 +63,11 @@ class ResolvedBase:
     """"folder", "cache", "hub" or "package"; "config" where only a configuration was asked for."""
     fingerprint: str
     """sha256, hexadecimal, of the weight files' bytes in the order of their names; else of config.json."""
+
+    @property
+    def identity(self) -> Identity:
+        """What a loaded BaseModel keeps of it."""
+        return {"name": self.name, "source": self.source, "fingerprint": self.fingerprint}
 
     @property
     def random(self) -> bool:
