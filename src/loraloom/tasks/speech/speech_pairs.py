@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from loraloom.data.config import DataConfig
 from loraloom.data.files import read_files
 from loraloom.data.recordings import CLIPPED_FROM, RECORDINGS
+from loraloom.data.records import cannot_be_used
 from loraloom.data.table import Example, Role, Table
 from loraloom.errors import DataError
 from loraloom.tasks.speech.speakers import NOBODY
@@ -16,7 +17,6 @@ TEXT = Role("text", ("text", "transcript", "transcription", "sentence", "normali
 SPEAKER = Role("speaker", ("speaker", "speaker_id", "speaker_name", "voice", "reader", "client_id"))
 IDENTITY = ("file", TEXT.name, SPEAKER.name)
 """Roles that make no two examples the same: many may say one sentence, and one may say it twice."""
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class SpeechReader:
         faults = {id(example): fault for example in table.examples if (fault := self._fault(example))}
         kept = [example for example in table.examples if id(example) not in faults]
         if faults and not (data.skip_bad and kept):
-            raise DataError(_sentence(source, list(faults.values())))
-        left_out = [f"{_sentence(source, list(faults.values()))}: left out"] if faults else []
+            raise DataError(cannot_be_used(source, "recordings", list(faults.values())))
+        left_out = [cannot_be_used(source, "recordings", list(faults.values())) + ": left out"] if faults else []
         spoken = [_with_speaker(example) for example in kept]
         return replace(table, examples=spoken, notes=[*table.notes, *left_out, *_remarks(source, kept)])
 
@@ -65,13 +65,6 @@ class SpeechReader:
         if values["seconds"] > self.max_seconds:
             return f"{values['file']} lasts {values['seconds']:.1f} s, options.max_seconds is {self.max_seconds:g}"
         return None
-
-
-def _sentence(source: str, faults: Sequence[str]) -> str:
-    if len(faults) == 1:
-        return faults[0]
-    more = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
-    return f"{source}: {len(faults)} recordings cannot be used: {'; '.join(faults[:_MOST_NAMED])}{more}"
 
 
 def _with_speaker(example: Example) -> Example:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loraloom.errors import DataError, MissingExtraError
+from loraloom.tasks.intervals import wilson_interval
 
 Normalisation = Literal["basic", "none"]
 
@@ -134,7 +135,13 @@ def _errors(count: Any, size: Any, reference: str, text: str) -> tuple[int, int]
 def _interval(
     errors: NDArray[np.float64], lengths: NDArray[np.float64], *, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """95 % bounds of errors / lengths, both (U,), when whole utterances are drawn again."""
+    """95 % bounds of errors / lengths, both (U,), when whole utterances are drawn again.
+
+    Where there is no error to draw, the upper one is Wilson's for none of U utterances: that none was made does not
+    say that none will be.
+    """
+    if not errors.any():
+        return wilson_interval(0, len(errors))
     generator = np.random.default_rng(seed)
     share = np.full(len(errors), 1 / len(errors))
     rates = []
