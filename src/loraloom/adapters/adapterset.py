@@ -51,6 +51,8 @@ class AdapterSet:
         """Adapter → weight of those that act; change it through `activate` and `set_weight`."""
         self.routes: tuple[Mapping[str, float], ...] | None = None
         self.head: str | None = None
+        self.site_weights: dict[str, Mapping[str, float]] = {}
+        """Adapter → factors per site on top of its weight; change it through `set_site_weights`."""
         self.fused = True
         """False computes every linear layer in the plain way (for per-sample gradients, or to compare)."""
         self._placement = Placement(model, self)
@@ -106,6 +108,7 @@ class AdapterSet:
         self.routes = None
         self.active = {other: weight for other, weight in self.active.items() if other != name}
         self.head = None if self.head == name else self.head
+        self.site_weights.pop(name, None)
         self._changed()
 
     def detach(self) -> nn.Module:
@@ -142,6 +145,31 @@ class AdapterSet:
     def set_weight(self, name: str, weight: float) -> None:
         """Turn the weight of one adapter, which joins the mix if it was not in it."""
         self.activate({**self.active, self._known(name): weight}, head=self.head)
+
+    def set_site_weights(self, name: str, factors: Mapping[str, float] | None) -> None:
+        """Factors on top of an adapter's weight, by site path or by the module of a copied bias; None takes them away.
+
+        What is not named keeps 1; 0 leaves the adapter out there. They hold whenever the adapter acts, also merged or
+        routed, and cost next to nothing to change: at every sampling step, say. Raises ConfigError for a path that is
+        no site of the adapter's own, and for a factor that is not finite.
+        """
+        plan = self.plan(name)
+        known = {site.path for site in plan.sites if site.shares is None} | {copied.module for copied in plan.copies}
+        given = {path: float(factor) for path, factor in (factors or {}).items()}
+        for path, factor in given.items():
+            if path not in known:
+                raise ConfigError(f"adapter {name!r} has no site {path!r} of its own{suggest(path, known)}")
+            if not math.isfinite(factor):
+                raise ConfigError(f"the factor of adapter {name!r} at {path!r} is {factor}: it must be finite")
+        self._refuse_if_merged("change weights of sites")
+        self.site_weights = {other: table for other, table in self.site_weights.items() if other != name}
+        if given:
+            self.site_weights[name] = given
+        self._changed()
+
+    def site_factor(self, name: str, path: str) -> float:
+        """The factor that `set_site_weights` gave a site, 1 where it gave none."""
+        return self.site_weights.get(name, {}).get(path, 1.0)
 
     def route(self, routes: Sequence[Route]) -> Restore:
         """Give every sample of the batch its own adapter, mix, or None for the base; one entry per row.
@@ -322,7 +350,7 @@ class AdapterSet:
                 return
             self._refuse_if_merged("merge other adapters")
         self._check_mix(weights, self.head if self.head in weights else None)
-        merge = Merge.of(self._placement, dict(weights), self.head)
+        merge = Merge.of(self._placement, dict(weights), self.head, self.site_factor)
         former = (self.active, self.routes, self.head)
         merge.apply()
         self._merge, self._before_merge = merge, former

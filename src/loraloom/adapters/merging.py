@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +12,9 @@ from loraloom.adapters.placement import Placement
 from loraloom.adapters.quantized import is_quantized
 from loraloom.adapters.site import Site
 from loraloom.errors import ConfigError, one_error
+
+Factor = Callable[[str, str], float]
+"""(adapter, site path) → what the adapter's weight is multiplied by there."""
 
 
 class Merge:
@@ -24,7 +29,7 @@ class Merge:
         self._former: list[Tensor] = []
 
     @classmethod
-    def of(cls, placement: Placement, weights: dict[str, float], head: str | None) -> Merge:
+    def of(cls, placement: Placement, weights: dict[str, float], head: str | None, factor: Factor) -> Merge:
         """Work out every merged weight; nothing changes yet. Raises ConfigError naming each site that cannot be."""
         results: dict[int, tuple[nn.Parameter, Tensor]] = {}
         faults: list[str] = []
@@ -33,6 +38,8 @@ class Merge:
             for site in placement.adapters[name].plan.sites:
                 if site.shares is not None:
                     continue  # the owner's merge changes the one tensor that both use
+                if factor(name, site.path) == 0:
+                    continue
                 base = placement.slots[site.module].module.get_parameter(site.parameter)
                 try:
                     delta = _delta(placement, name, site, base)
@@ -40,10 +47,10 @@ class Merge:
                     faults.append(f"{site.path!r}: {error}")
                     continue
                 _, so_far = results.get(id(base), (base, base.detach().to(delta.dtype)))
-                results[id(base)] = (base, so_far + weight * delta)
+                results[id(base)] = (base, so_far + weight * factor(name, site.path) * delta)
         if faults:
             raise one_error(ConfigError, "cannot merge", faults)
-        return cls(weights, [*results.values(), *_copies(placement, weights, head)])
+        return cls(weights, [*results.values(), *_copies(placement, weights, head, factor)])
 
     def apply(self) -> None:
         self._former = [parameter.detach().clone() for parameter, _ in self._merged]
@@ -69,11 +76,13 @@ def _delta(placement: Placement, name: str, site: Site, base: nn.Parameter) -> T
     return placement.delta(name, site)
 
 
-def _copies(placement: Placement, weights: dict[str, float], head: str | None) -> list[tuple[nn.Parameter, Tensor]]:
+def _copies(
+    placement: Placement, weights: dict[str, float], head: str | None, factor: Factor
+) -> list[tuple[nn.Parameter, Tensor]]:
     """Heads as they are, biases by weight."""
     results = []
     for slot in placement.slots.values():
-        holders = {name: weight for name, weight in weights.items() if name in slot.copies}
+        holders = {name: weight * factor(name, slot.path) for name, weight in weights.items() if name in slot.copies}
         for parameter in {inner for name in holders for inner in slot.copies[name]}:
             base = slot.module.get_parameter(parameter)
             owners = {name: weight for name, weight in holders.items() if parameter in slot.copies[name]}

@@ -93,7 +93,7 @@ class Placement:
         slot = self.slots.get(path)
         if slot is None:
             module = self.model.get_submodule(path)
-            slot = self.slots[path] = Slot(module, self._mixture)
+            slot = self.slots[path] = Slot(module, self._mixture, path)
             put_slot(module, slot)
             module.__class__ = adapted_class(mixin, slot.base_class)
         return slot

@@ -31,6 +31,11 @@ VERBS = {
     "data": "Look at a data set before training on it.",
     "inspect": "Show what an adapter changes, and how much of its rank it uses.",
     "doctor": "Check versions, devices, memory and what is missing.",
+    "prompt": "Show how a prompt for pictures is understood, step by step.",
+    "generate": "Make pictures from a prompt, with any number of weighted adapters.",
+    "grid": "Make one sheet of pictures over adapter weights, prompts, seeds and more.",
+    "convert": "Write an adapter file in another program's format, and prove that it is the same.",
+    "studio": "Open the web page for making pictures and training.",
     "demo": "Train LoRA and full fine-tuning side by side on a small sentiment set.",
 }
 """Verb to summary. The verb `x` is the function `x` of `loraloom.cli.x`, whose SUBVERBS, if any, are its own verbs."""
@@ -39,6 +44,7 @@ OUR_FAILURE, USER_ERROR, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
 
 _QUIET = {
     "DATASETS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TOKENIZERS_PARALLELISM": "false",
@@ -46,8 +52,9 @@ _QUIET = {
 }
 """Libraries that would talk on stderr between our own lines; they read these when they are imported."""
 
-_QUIET_LOGGERS = ("torchao", "torch.utils._pytree")
-"""transformers imports torchao wherever it is installed, which then tells of every kernel that it cannot load."""
+_QUIET_LOGGERS = ("bitsandbytes", "diffusers", "torchao", "torch.utils._pytree")
+"""transformers and diffusers import torchao and bitsandbytes wherever these are installed, which then tell of every
+kernel that they cannot load."""
 
 
 class VerbGroup(TyperGroup):
@@ -146,7 +153,7 @@ def _keep_libraries_quiet() -> None:
         os.environ.setdefault(name, value)
     for name in _QUIET_LOGGERS:
         logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"transformers\.")
+    warnings.filterwarnings("ignore", module=r"(transformers|diffusers)\.")
 
 
 def _run(words: list[str]) -> int:

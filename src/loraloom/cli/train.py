@@ -14,7 +14,10 @@ from loraloom.training.config import TrainConfig, load_config, reference_yaml
 from loraloom.training.settings_file import dotted_keys
 
 FIELDS = dict(dotted_keys(TrainConfig))
-_QUESTIONS = {name: '--text "…"' for name in ("text-classification", "causal-lm", "translation", "speech-synthesis")}
+_QUESTIONS = {
+    **{name: '--text "…"' for name in ("text-classification", "causal-lm", "translation", "speech-synthesis")},
+    "text-to-image": '--text "…" --save DIR',
+}
 _SETTINGS = {
     "--task": "task",
     "--base": "base",
@@ -45,6 +48,7 @@ FLAGS = (
     *(Flag(name, key, FIELDS[key]) for name, key in _SETTINGS.items()),
     Flag("--text-column", "data.columns.text", help="Column that holds the text. Without it, detected."),
     Flag("--label-column", "data.columns.label", help="Column that holds the label. Without it, detected."),
+    Flag("--also", "options.also", help="text-to-image: further formats to write, 'kohya' for the web UI and ComfyUI."),
 )
 
 

@@ -42,8 +42,7 @@ def save_adapter(
     folder cannot be written, which then is as it was.
     """
     writer = PeftWriter(adapters, name)
-    config = writer.config(base_name, task_type)
-    tensors = writer.tensors()
+    config, tensors = writer.config(base_name, task_type), writer.tensors()
     for sentence in writer.warnings:
         warnings.warn(sentence, stacklevel=2)
     header = header_of(adapters.spec(name), PeftConfig.of(config, CONFIG_NAME))
@@ -71,12 +70,17 @@ def load_adapter(model: nn.Module, folder: Path | str, *, name: str = "default")
     Exactly what is in the file is attached. Raises FormatError that names everything which does not fit (missing,
     left over, misshapen, for another base), ConfigError for a name that is taken; the model is then as it was.
     """
+    return attach_file(model, read_folder(folder), name)
+
+
+def attach_file(model: nn.Module, file: AdapterFile, name: str) -> AdapterSet:
+    """Attach an adapter that has been read; see `load_adapter`."""
     existing = adapters_of(model)
     if existing is not None and name in existing.names:
         raise ConfigError(f"an adapter named {name!r} is already attached; delete it first, or load under another name")
-    spec, plan, tensors, notes = fit(model, read_folder(folder))
+    spec, plan, tensors, notes = fit(model, file)
     for sentence in notes:
-        warnings.warn(sentence, stacklevel=2)
+        warnings.warn(sentence, stacklevel=3)
     adapters = attach(model, spec, name=name, plan=plan)
     adapters.load_tensors(name, tensors)
     return adapters

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,9 @@ class AdapterFile:
     metadata: Mapping[str, str]
     """Of the safetensors header."""
     path: Path
-    """The folder in which the two files lie."""
+    """The folder in which the two files lie, or the file of another program."""
+    errors: Mapping[str, float] = field(default_factory=dict)
+    """Path → share of ΔW that an SVD left out, where another program's file held no factors."""
 
     @property
     def peft(self) -> PeftConfig:
@@ -62,7 +64,7 @@ class AdapterFile:
 def read_folder(folder: Path | str) -> AdapterFile:
     """Read and check an adapter folder. Raises FormatError that names the file and everything wrong in it."""
     path = _adapter_folder(Path(folder))
-    config = _read_config(path / CONFIG_NAME)
+    config = read_config(path / CONFIG_NAME)
     PeftConfig.of(config, str(path / CONFIG_NAME))
     tensors, metadata = read_tensors(_weights(path))
     faults = [] if tensors else ["there is no tensor in it"]
@@ -114,7 +116,8 @@ def _weights(path: Path) -> Path:
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """The fields of a config file. Raises FormatError where it is no JSON object."""
     try:
         data = json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:

@@ -48,8 +48,17 @@ class _Entry:
     end: int
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, on the CPU, and the metadata of its header.
+@dataclass(frozen=True)
+class Header:
+    """What a safetensors file says of itself, checked against its size; no tensor is read."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    dtypes: Mapping[str, torch.dtype]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Shapes, dtypes and metadata of a safetensors file, from its header alone.
 
     Raises FormatError for a file that is missing, cut short, or whose header does not describe what follows it.
     """
@@ -65,7 +74,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     faults += [] if faults else _layout_faults(entries, data_size)
     if faults:
         raise one_error(FormatError, f"{path}: the safetensors header is damaged", faults)
-    return _load(path, sorted(header)), metadata
+    shapes = {name: tuple(claim["shape"]) for name, claim in header.items()}
+    return Header(shapes, {name: _DTYPES[claim["dtype"]] for name, claim in header.items()}, metadata)
+
+
+def read_tensors(path: Path, only: Iterable[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, on the CPU, and the metadata of its header.
+
+    `only` names those to read, None reads all. Raises FormatError as `read_header` does.
+    """
+    header = read_header(path)
+    names = sorted(header.shapes if only is None else set(only) & set(header.shapes))
+    return _load(path, names), dict(header.metadata)
 
 
 def _load(path: Path, names: list[str]) -> dict[str, Tensor]:
@@ -103,10 +123,12 @@ def _too_long(path: Path, start: bytes, length: int, size: int) -> str:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if repeated := sorted({name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()):
-        raise ValueError(f"{repeated[0]!r} is given twice")
-    return dict(pairs)
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"{name!r} is given twice")
+        found[name] = value
+    return found
 
 
 def _entry(name: str, claim: object, data_size: int, faults: list[str]) -> _Entry | None:

@@ -23,6 +23,7 @@ _TASKS = {
     "speech-recognition": "loraloom.tasks.speech_recognition:SpeechRecognition",
     "speech-synthesis": "loraloom.tasks.speech_synthesis:SpeechSynthesis",
     "text-classification": "loraloom.tasks.text_classification:TextClassification",
+    "text-to-image": "loraloom.tasks.text_to_image:TextToImage",
     "translation": "loraloom.tasks.translation:Translation",
 }
 

@@ -18,6 +18,7 @@ from pydantic import BaseModel as Settings
 from pydantic import ConfigDict, model_validator
 from torch import Tensor, nn
 
+from loraloom.adapters import AdapterSet
 from loraloom.data.config import DataConfig
 from loraloom.data.table import Example
 from loraloom.tasks.answers import NOTHING_ASKED, AnswerOptions
@@ -28,6 +29,7 @@ __all__ = [
     "Answers",
     "BaseModel",
     "Batch",
+    "DrawsSamples",
     "DrawsScores",
     "Encoded",
     "Feature",
@@ -35,6 +37,7 @@ __all__ = [
     "Splits",
     "Task",
     "TaskOptions",
+    "WritesExports",
 ]
 
 Batch = dict[str, Any]
@@ -115,6 +118,8 @@ class BaseModel:
     """One sentence each on what was decided while loading: which head is new, which was kept."""
     targets: str | tuple[str, ...] = "all-linear"
     """Which modules an adapter changes where the settings name none: of a convolutional model also convolutions."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Learning rate of parts of the model, by path, over that of the run; 1 for what is not named."""
 
 
 class Task(Protocol):
@@ -225,6 +230,30 @@ class LeavesFiles(Protocol):
 
     def write_file(self, prediction: Any, example: Example, stem: Path, options: AnswerOptions) -> Path:
         """Write the prediction as a file whose name is `stem` with a suffix; returns its path."""
+        ...
+
+
+@runtime_checkable
+class DrawsSamples(Protocol):
+    """A task whose training can be watched: pictures of fixed prompts from fixed seeds."""
+
+    def draw_samples(self, base: BaseModel, folder: Path, step: int) -> list[Path]:
+        """Write what the model makes after `step` steps into `folder`, made if need be; nothing if not asked to.
+
+        The global random state is left as it was, or the next step seeds it anyway.
+        """
+        ...
+
+
+@runtime_checkable
+class WritesExports(Protocol):
+    """A task whose adapters other programs read in formats of their own."""
+
+    def write_exports(self, base: BaseModel, adapters: AdapterSet, name: str, folder: Path, title: str) -> list[str]:
+        """Write the adapter `name` into `folder` as those programs have it, files of no other name called `title`.
+
+        Returns a sentence for each file that could not hold it.
+        """
         ...
 
 

@@ -15,7 +15,7 @@ from loraloom.adapters import AdapterSet
 from loraloom.data.batches import length_batches
 from loraloom.tasks.base import BaseModel, Batch, Feature, Splits, Task
 from loraloom.training.config import TrainConfig
-from loraloom.training.optim import Groups, full_roles, parameter_groups
+from loraloom.training.optim import Groups, full_roles, parameter_groups, scaled_rates
 from loraloom.training.precision import Precision
 from loraloom.training.processes import Processes
 
@@ -81,8 +81,10 @@ class Job(Loaded):
     def groups(self) -> Groups:
         """The optimiser's groups by role."""
         if self.adapters is not None:
-            return parameter_groups(self.adapters.parameters_by_role(ADAPTER), self.config)
-        return parameter_groups(full_roles(self.base.model, self.base.heads), self.config)
+            roles = self.adapters.parameters_by_role(ADAPTER)
+        else:
+            roles = full_roles(self.base.model, self.base.heads)
+        return scaled_rates(parameter_groups(roles, self.config), self.trained, self.base.rates)
 
     @property
     def steps_per_epoch(self) -> int:

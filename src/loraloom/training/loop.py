@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraloom.tasks.base import DrawsSamples
 from loraloom.training.checkpoint import (
     Checkpoint,
     copy_tensors,
@@ -105,6 +106,8 @@ class Loop:
         """Do all the remaining steps, then put the best evaluation's tensors into the model."""
         job, state = self.job, self.state
         self._session = (state.step, state.training_seconds)
+        if state.step == 0:
+            self._draw_samples()
         job.set_training(True)
         for indices in job.batches(state.step):
             if self.stopped_early:
@@ -176,6 +179,7 @@ class Loop:
         began = time.perf_counter()
         job.set_training(False)
         metrics = self.scores()
+        self._draw_samples()
         job.set_training(True)
         state.evaluation_seconds += time.perf_counter() - began
         score = self._score = metrics[job.task.metric]
@@ -192,6 +196,12 @@ class Loop:
         """Every metric over the held-out examples, with the model as it is; it must be in evaluation mode."""
         job, stepper = self.job, self.stepper
         return stepper.within_memory(lambda micro: score_features(job, job.evaluation, micro))
+
+    def _draw_samples(self) -> None:
+        """What the model makes now, for a task that can be watched; into OUT/samples."""
+        task = self.job.task
+        if isinstance(task, DrawsSamples) and self.job.processes.main:
+            task.draw_samples(self.job.base, self._checkpoints.parent / "samples", self.state.step)
 
     def _is_better(self, score: float) -> bool:
         best = self.state.best_score

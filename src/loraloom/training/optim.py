@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from loraloom.training.config import TrainConfig
 
@@ -39,6 +39,23 @@ def parameter_groups(by_role: Mapping[str, Sequence[nn.Parameter]], config: Trai
                 decay = 0.0 if flat or role == "bias" else config.weight_decay
                 groups.append({"params": chosen, "role": role, "peak": rates[role], "weight_decay": decay})
     return groups
+
+
+def scaled_rates(groups: Groups, named: Mapping[str, Tensor], rates: Mapping[str, float]) -> Groups:
+    """The groups, parted so that each path of `rates`, and what lies below it, has its own share of the peak rate."""
+    if not rates:
+        return groups
+    factors = {id(tensor): _factor(name, rates) for name, tensor in named.items()}
+    parted: Groups = []
+    for group in groups:
+        for factor in dict.fromkeys(factors[id(parameter)] for parameter in group["params"]):
+            chosen = [parameter for parameter in group["params"] if factors[id(parameter)] == factor]
+            parted.append({**group, "params": chosen, "peak": group["peak"] * factor})
+    return parted
+
+
+def _factor(name: str, rates: Mapping[str, float]) -> float:
+    return next((factor for path, factor in rates.items() if name.startswith(f"{path}.")), 1.0)
 
 
 def full_roles(model: nn.Module, heads: Sequence[str]) -> dict[str, list[nn.Parameter]]:

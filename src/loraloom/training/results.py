@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
 from loraloom.formats.peft import save_adapter
-from loraloom.tasks.base import BaseModel, DrawsScores
+from loraloom.tasks.base import BaseModel, DrawsScores, WritesExports
 from loraloom.training.checkpoint import Checkpoint
 from loraloom.training.curves import draw_curves
 from loraloom.training.evidence import (
@@ -118,6 +118,9 @@ def write_results(run: Run, loop: Loop) -> RunResult:
         with run.out.results() as folder:
             save_weights(job, folder)
             findings.result_bytes = weights_bytes(folder)
+            if isinstance(job.task, WritesExports) and job.adapters is not None:
+                for sentence in job.task.write_exports(job.base, job.adapters, ADAPTER, folder, run.out.path.name):
+                    run.reporter.note(sentence)
             record = make_record(job, loop, findings, run.peak)
             write_json(folder / RECORD_NAME, record)
             write_bytes(folder / "README.md", model_card(record).encode())

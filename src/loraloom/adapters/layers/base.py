@@ -33,6 +33,10 @@ class Mixture(Protocol):
         """weight × scale along the stacked rank axis: a number, (ΣR), or (B, ΣR) when routed."""
         ...
 
+    def site_factor(self, name: str, path: str) -> float:
+        """What an adapter's weight is multiplied by at one of its sites."""
+        ...
+
     def choice(self, signature: Signature, device: torch.device) -> Choice | None:
         """Where every sample is routed to one adapter, all of like rank: which, and with what weight × scale."""
         ...
@@ -99,8 +103,9 @@ class Slot:
     that moving, casting or copying the module needs nothing more.
     """
 
-    def __init__(self, module: nn.Module, mixture: Mixture) -> None:
+    def __init__(self, module: nn.Module, mixture: Mixture, path: str) -> None:
         self.module = module
+        self.path = path
         self.mixture = mixture
         self.sites: dict[str, dict[str, Site]] = {}
         """By adapter, then by the parameter's name in the module."""
@@ -169,12 +174,25 @@ class Slot:
             weights = mixture.active
         else:
             weights = {name: 1.0 for route in mixture.routes for name in route}
-        names = tuple(name for name in weights if name in self.sites)
+        names = tuple(name for name in weights if name in self.sites and self._acts(name))
         signature = tuple(
-            (name, site.rank, site.scale) for name in names if (site := self.sites[name].get("weight")) is not None
+            (name, site.rank, self.scale(name, site))
+            for name in names
+            if (site := self.sites[name].get("weight")) is not None
         )
-        copies = {name: weight for name, weight in weights.items() if name in self.copies}
+        copies = {
+            name: weight * mixture.site_factor(name, self.path)
+            for name, weight in weights.items()
+            if name in self.copies
+        }
         return Active(mixture.version, names, signature, copies, {name: weights[name] for name in names})
+
+    def scale(self, name: str, site: Site) -> float:
+        """The site's scale times the factor that holds there; sites of one update share its owner's."""
+        return site.scale * self.mixture.site_factor(name, site.shares or site.path)
+
+    def _acts(self, name: str) -> bool:
+        return any(self.scale(name, site) != 0 for site in self.sites[name].values())
 
     def stacked(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A (ΣR, …) and B (O, ΣR) of the active adapters.

@@ -119,7 +119,9 @@ def effective(slot: Slot, active: Active) -> dict[str, Tensor]:
             a, b = slot.factors(name, parameter)
             base = cast(Tensor, slot.module.get_parameter(parameter))
             kind = PARAMETER_KINDS[site.kind]
-            delta = kind.delta(a, b, _owner(slot.module, parameter), site.shape) * (site.scale * active.weights[name])
+            delta = kind.delta(a, b, _owner(slot.module, parameter), site.shape) * (
+                slot.scale(name, site) * active.weights[name]
+            )
             tensors[parameter] = tensors.get(parameter, base) + delta.to(base.dtype)
     return tensors | _copied(slot, active.copies)
 

@@ -1,0 +1,239 @@
+"""The updates of an adapter, site by site, whatever program's file they come from.
+
+Every foreign file is first brought into this form: a path (diffusers' own, with the part of the pipeline in front:
+"unet.down_blocks.0…"), the factors as PEFT multiplies them, and alpha. From here it goes into PEFT's vocabulary, to
+be attached to a model, or into another program's file.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from loraloom.errors import FormatError, one_error
+from loraloom.formats.peft_file import AdapterFile
+from loraloom.formats.peft_names import PREFIX
+from loraloom.formats.peft_settings import HEADER
+from loraloom.formats.selection import by_value, most_common
+
+_FACTOR = re.compile(r"(?P<path>.+)\.lora_(?:embedding_(?P<lookup>[AB])|(?P<role>[AB])\.(?P<what>weight|bias))")
+_DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
+
+
+@dataclass(frozen=True)
+class Update:
+    """One update ΔW = (alpha / rank) · B · A, as it stands in a file."""
+
+    path: str
+    a: Tensor
+    """(R, in) or (R, in, k…); of an embedding (R, number)."""
+    b: Tensor
+    """(out, R) or (out, R / groups, 1…)."""
+    alpha: float
+    lookup: bool = False
+    """True for an embedding, where ΔW is (B A)ᵀ."""
+    bias: Tensor | None = None
+    """(out,): what PEFT's `lora_bias` adds to the output, times the scale."""
+    error: float = 0.0
+    """‖written − meant‖ / ‖meant‖ of ΔW, where the file held no low-rank factors and an SVD made these."""
+
+    @property
+    def rank(self) -> int:
+        return int(self.a.shape[0])
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+    @property
+    def groups(self) -> int:
+        """Into how many groups a convolution's B divides the rank."""
+        return self.rank // int(self.b.shape[1]) if self.b.dim() > 2 and self.b.shape[1] else 1
+
+    def delta(self) -> Tensor:
+        """ΔW in the weight's own shape, float64; of a grouped convolution as its wide A has it."""
+        shape = (self.b.shape[0], *self.a.shape[1:])
+        delta = (self._b_flat() @ self._a_flat() * self.scale).reshape(shape)
+        return delta.t() if self.lookup else delta
+
+    def norm(self) -> float:
+        """‖ΔW‖_F without forming ΔW."""
+        return _product_norm(self._b_flat() * self.scale, self._a_flat())
+
+    def difference(self, other: Update) -> float:
+        """‖ΔW − ΔW'‖_F / ‖ΔW‖_F without forming either; infinite where the shapes of the weights differ.
+
+        Both are one product of stacked factors, [sB, −s'B'] [A; A'], whose norm is that of the small product of the
+        triangular parts of their QR decompositions.
+        """
+        if self._same_bits(other):
+            return 0.0
+        ours, theirs = (self._b_flat(), self._a_flat()), (other._b_flat(), other._a_flat())
+        if ours[0].shape[0] != theirs[0].shape[0] or ours[1].shape[1] != theirs[1].shape[1]:
+            return math.inf
+        b = torch.cat([ours[0] * self.scale, theirs[0] * -other.scale], dim=1)
+        distance, norm = _product_norm(b, torch.cat([ours[1], theirs[1]])), self.norm()
+        return distance / norm if norm else (math.inf if distance else 0.0)
+
+    def _same_bits(self, other: Update) -> bool:
+        pairs = ((self.a, other.a), (self.b, other.b))
+        return self.scale == other.scale and all(
+            one.numel() == two.numel() and torch.equal(one.flatten(1), two.flatten(1)) for one, two in pairs
+        )
+
+    def _a_flat(self) -> Tensor:
+        return self.a.detach().double().flatten(1)
+
+    def _b_flat(self) -> Tensor:
+        """B (out, R); with groups each output row stands in its own group's columns."""
+        b = self.b.detach().double().flatten(1)
+        if self.groups == 1:
+            return b
+        wide = b.new_zeros(b.shape[0], self.rank)
+        rows, columns = b.shape[0] // self.groups, b.shape[1]
+        for group in range(self.groups):
+            own = slice(group * rows, (group + 1) * rows)
+            wide[own, group * columns : (group + 1) * columns] = b[own]
+        return wide
+
+    def faults(self) -> list[str]:
+        """What is wrong with the factors by themselves."""
+        a, b = self.a, self.b
+        shapes = f"{self.path!r}: its factors have shapes {tuple(a.shape)} and {tuple(b.shape)}"
+        if a.dim() < 2 or b.dim() != a.dim() or not a.numel() or not b.numel():
+            return [f"{shapes}, expected (rank, in, …) and (out, rank, …)"]
+        if b.shape[1] != a.shape[0] and (b.dim() == 2 or a.shape[0] % b.shape[1]):
+            return [f"{shapes}: rank {a.shape[0]} in one, {b.shape[1]} in the other"]
+        if b[0, 0].numel() != 1:
+            return [f"{shapes}: the second is not a convolution of size 1"]
+        if not all(tensor.is_floating_point() for tensor in (a, b)):
+            return [f"{self.path!r} holds {a.dtype} and {b.dtype}, expected floating-point numbers"]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in (a, b)):
+            return [f"{self.path!r} holds values that are not finite"]
+        return []
+
+
+def _product_norm(b: Tensor, a: Tensor) -> float:
+    """‖B A‖_F of B (out, R) and A (R, in)."""
+    left = torch.linalg.qr(b, mode="r").R if b.shape[0] > b.shape[1] else b
+    right = torch.linalg.qr(a.t(), mode="r").R.t() if a.shape[1] > a.shape[0] else a
+    return float(torch.linalg.matrix_norm(left @ right))
+
+
+def as_peft(updates: Iterable[Update], path: Path, metadata: Mapping[str, str]) -> AdapterFile:
+    """Updates in PEFT's vocabulary, in memory, so that they are attached and checked as a PEFT folder is.
+
+    Raises FormatError that names every update whose factors do not fit each other, and a file that has none.
+    """
+    listed = list(updates)
+    faults = [fault for update in listed for fault in update.faults()]
+    if faults or not listed:
+        raise one_error(FormatError, str(path), faults or ["there is no update in it"])
+    tensors: dict[str, Tensor] = {}
+    for update in listed:
+        tensors |= _named(update)
+    own = {key: value for key, value in metadata.items() if key != HEADER}  # settings of a PEFT folder, not of this
+    errors = {update.path: update.error for update in listed if update.error}
+    return AdapterFile(config_of(listed), tensors, own, path, errors)
+
+
+def _named(update: Update) -> dict[str, Tensor]:
+    stem = f"{PREFIX}{update.path}"
+    if update.lookup:
+        return {f"{stem}.lora_embedding_A": update.a, f"{stem}.lora_embedding_B": update.b}
+    tensors = {f"{stem}.lora_A.weight": update.a, f"{stem}.lora_B.weight": update.b}
+    return tensors if update.bias is None else tensors | {f"{stem}.lora_B.bias": update.bias}
+
+
+def config_of(updates: Iterable[Update]) -> dict[str, Any]:
+    """PEFT's config for these updates: every target by its full path."""
+    listed = list(updates)
+    ranks = {update.path: float(update.rank) for update in listed}
+    alphas = {update.path: update.alpha for update in listed}
+    rank, alpha = most_common(list(ranks.values())), most_common(list(alphas.values()))
+    optional = {
+        "alpha_pattern": {key: _plain(value) for key, value in by_value(alphas, alpha).items()},
+        "lora_bias": any(update.bias is not None for update in listed),
+        "rank_pattern": {key: int(value) for key, value in by_value(ranks, rank).items()},
+    }
+    return {key: value for key, value in optional.items() if value} | {
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_alpha": _plain(alpha),
+        "lora_dropout": 0.0,
+        "peft_type": "LORA",
+        "r": int(rank),
+        "target_modules": sorted(ranks),
+        "task_type": None,
+    }
+
+
+def _plain(number: float) -> float | int:
+    return int(number) if float(number).is_integer() else number
+
+
+def updates_of(file: AdapterFile) -> tuple[dict[str, Update], list[str]]:
+    """The updates of an adapter in PEFT's vocabulary by path, and the keys that are none (heads, biases …).
+
+    rsLoRA's alpha / √rank becomes an alpha of alpha · √rank, which gives the same scale everywhere.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    rest: list[str] = []
+    for key, tensor in file.tensors.items():
+        match = _FACTOR.fullmatch(key.removeprefix(PREFIX)) if key.startswith(PREFIX) else None
+        if match is None or "base_layer" in match["path"].split("."):
+            rest.append(key)
+            continue
+        roles = found.setdefault(match["path"], {"lookup": match["lookup"] is not None})
+        roles["bias" if match["what"] == "bias" else match["role"] or match["lookup"]] = tensor
+    config = file.peft
+    updates = {}
+    for path, roles in found.items():
+        if not {"A", "B"} <= set(roles):
+            rest += [key for key in file.tensors if key.startswith(f"{PREFIX}{path}.lora_")]
+            continue
+        alpha = config.scale(path) * int(roles["A"].shape[0])
+        updates[path] = Update(path, roles["A"], roles["B"], alpha, roles["lookup"], roles.get("bias"))
+    return updates, rest
+
+
+_ALWAYS = re.compile(r"unet\..*\.conv_shortcut")
+_BY_FAMILY = re.compile(r"unet\..*\.attentions\.\d+\.proj_(?:in|out)")
+
+
+def in_known_shape(update: Update, kind: str | None) -> Update:
+    """Factors of a size-1 convolution as the family's U-Net has the layer: as a convolution, or as a linear layer.
+
+    SD 1.x maps into and out of its attentions by 1×1 convolutions, SD 2.x and SDXL by linear layers; programs that
+    look at the layer alone write either, and diffusers loads only what the layer is.
+    """
+    if _ALWAYS.fullmatch(update.path):
+        wanted = 4
+    elif kind in ("sd1", "sd2", "sdxl") and _BY_FAMILY.fullmatch(update.path):
+        wanted = 4 if kind == "sd1" else 2
+    else:
+        return update
+    a, b = update.a, update.b
+    if wanted == 4 and a.dim() == 2:
+        return replace(update, a=a[..., None, None], b=b[..., None, None])
+    if wanted == 2 and a.dim() == 4 and a.shape[2:] == (1, 1):
+        return replace(update, a=a.flatten(1), b=b.flatten(1))
+    return update
+
+
+def in_dtype(update: Update, dtype: torch.dtype) -> Update:
+    """The update with its factors in another dtype. Raises FormatError where a value is beyond its range."""
+    for tensor in (update.a, update.b):
+        if tensor.numel() and float(tensor.abs().max()) > torch.finfo(dtype).max:
+            raise FormatError(f"{update.path!r} holds values beyond the range of {_DTYPE_NAMES.get(dtype, dtype)}")
+    bias = None if update.bias is None else update.bias.to(dtype)
+    return replace(update, a=update.a.to(dtype), b=update.b.to(dtype), bias=bias)

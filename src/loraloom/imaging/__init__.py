@@ -1,0 +1,1 @@
+"""Pictures from prompts: the prompt language, conditioning, sampling, recipes and grids."""
