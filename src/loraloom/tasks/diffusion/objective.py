@@ -85,7 +85,7 @@ class Objective:
             return torch.ones_like(signal)
         ratio = (signal.double() / spread.double()).square()
         if self.prediction == "v":
-            return (ratio.clamp(max=min_snr) / ratio).float()
+            return (ratio.clamp(max=min_snr) / (ratio + 1)).float()
         return (min_snr / ratio).clamp(max=1.0).float()  # where the ratio is 0, that is its limit
 
 
@@ -99,7 +99,7 @@ def target(prediction: Prediction, latents: Tensor, noise: Tensor, signal: Tenso
     if prediction == "epsilon":
         return noise
     if prediction == "v":
-        return _per_row(signal, noise) * noise + _per_row(spread, latents) * latents
+        return _per_row(signal, noise) * noise - _per_row(spread, latents) * latents
     return noise - latents
 
 
