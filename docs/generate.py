@@ -52,6 +52,15 @@ This page is made by `python docs/generate.py`, the tables from the options' own
 {tasks}"""
 
 READS = {
+    "text-to-image": """
+A folder of pictures with captions: `metadata.jsonl` or `.csv`, or a `.txt` beside each picture; or a few pictures of
+one subject, with `instance_prompt` (a rare token) and `class_prompt` for prior preservation. Stable Diffusion 1.x, 2.x,
+SDXL; `--base scenes` comes with Loraloom. The U-Net's attention and feed-forward layers learn, `convolutions` and
+`text_encoder` by option; latents and texts are encoded once and kept. Score: the loss on held-out pictures at fixed
+timesteps and noise. `sample_prompts` are painted at every evaluation; `train_embedding` learns a word in place of an
+adapter. Beside the folder lie diffusers' file and, with `--also kohya`, one for the web UI. `loraloom predict RUN
+--text PROMPT --save DIR` paints with it, as does `loraloom generate --lora RUN:0.8`.
+""",
     "text-classification": """
 A table (CSV, TSV, JSONL, JSON, Parquet, or a dataset by name) with a text and a label. Any model of
 `AutoModelForSequenceClassification`. Scores: accuracy, macro-F1.

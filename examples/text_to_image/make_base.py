@@ -12,8 +12,10 @@ pipeline is written whenever a checkpoint is, so an early one can be used while 
 from __future__ import annotations
 
 import argparse
+import random
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
@@ -24,10 +26,15 @@ from .base.denoiser import Schedule, State, averaged, new_state, train_denoiser
 from .base.packing import pack, size
 from .base.pool import draw_pool, open_pool
 from .base.vocabulary import make_tokenizer
+from .draw_styles import training_scene
+from .scenes import draw
 from .scenes.captions import all_wordings
+from .scenes.styles import STYLES
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ROOT / "src" / "loraloom" / "imaging" / "scenes"
+RESTYLED = 60
+"""Restyled scenes in each style that the decoder sees at the end."""
 
 
 def main() -> None:
@@ -40,7 +47,10 @@ def main() -> None:
     latents = make_latents(work, autoencoder)
     tokenizer = make_tokenizer(all_wordings(), work / "tokenizer")
     schedule = Schedule(options.minutes, options.rate, options.batch, options.steps)
-    make_denoiser(work, options.to, autoencoder, tokenizer, latents, schedule)
+    state = make_denoiser(work, options.to, autoencoder, tokenizer, latents, schedule)
+    refined = refine_decoder(work, autoencoder, options.decoder_minutes)
+    pack(options.to, refined, *averaged(state, tokenizer), tokenizer)
+    _say(f"{options.to}: {size(options.to) / 1e6:.1f} MB")
 
 
 def make_autoencoder(work: Path, minutes: float) -> AutoencoderKL:
@@ -65,7 +75,7 @@ def make_latents(work: Path, autoencoder: AutoencoderKL) -> Tensor:
 
 def make_denoiser(
     work: Path, to: Path, autoencoder: AutoencoderKL, tokenizer: CLIPTokenizer, latents: Tensor, schedule: Schedule
-) -> None:
+) -> State:
     """Train U-Net and text encoder, going on from `work`/state.pt; pack the pipeline into `to` at every checkpoint."""
     state = new_state(tokenizer, schedule.rate)
     if (work / "state.pt").exists():
@@ -83,6 +93,25 @@ def make_denoiser(
         say=_say, checkpoint=checkpoint,
     )  # fmt: skip
     checkpoint(state)
+    return state
+
+
+def refine_decoder(work: Path, autoencoder: AutoencoderKL, minutes: float) -> AutoencoderKL:
+    """The autoencoder with a sharper decoder, restyled scenes among its pictures; kept in `work`/vae_refined.
+
+    The encoder stays, and with it the latents that the U-Net knows.
+    """
+    folder = work / "vae_refined"
+    if not (folder / "config.json").exists():
+        rng = random.Random(9)
+        restyled = [style.restyle(draw(training_scene(rng))) for style in STYLES.values() for _ in range(RESTYLED)]
+        again = np.stack([np.asarray(picture) for picture in restyled]).repeat(12, axis=0)
+        pictures = np.concatenate([open_pool(work / "pool").pictures, again])
+        refined = train_autoencoder(
+            pictures, minutes=minutes, rate=1.5e-3, start=autoencoder, decoder_only=True, say=_say
+        )
+        refined.save_pretrained(folder)
+    return AutoencoderKL.from_pretrained(folder).eval()
 
 
 def _options() -> argparse.Namespace:
@@ -92,7 +121,8 @@ def _options() -> argparse.Namespace:
         "--work", type=Path, default=ROOT / "runs" / "scenes_base", help="folder for what is kept between"
     )
     parser.add_argument("--pictures", type=int, default=20000, help="scenes to draw (default: 20000)")
-    parser.add_argument("--autoencoder-minutes", type=float, default=12, help="default: 12")
+    parser.add_argument("--autoencoder-minutes", type=float, default=16, help="default: 16")
+    parser.add_argument("--decoder-minutes", type=float, default=8, help="for the decoder at the end (default: 8)")
     parser.add_argument("--minutes", type=float, default=45, help="for U-Net and text encoder (default: 45)")
     parser.add_argument("--steps", type=int, help="stop them after so many steps instead")
     parser.add_argument("--batch", type=int, default=32, help="pictures per step (default: 32)")

@@ -10,7 +10,8 @@ import pytest
 from tests.cli.commands import Call
 
 from loraloom.cli import compare
-from loraloom.errors import ConfigError, OutputError
+from loraloom.errors import ConfigError, MissingExtraError, OutputError
+from loraloom.imaging.showcase import SheetResult
 
 
 def _record(accuracy: float, low: float, high: float) -> dict[str, Any]:
@@ -35,10 +36,14 @@ def _record(accuracy: float, low: float, high: float) -> dict[str, Any]:
 def demo_of(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """The demo with made-up runs of a given score."""
 
-    def run(*score: float, json_wanted: bool = False):
+    def sheet(folder: Path) -> SheetResult:
+        return SheetResult(folder / "sheet.png", 9.5, 18)
+
+    def run(*score: float, json_wanted: bool = False, paints=sheet):
         monkeypatch.setattr(compare, "_train", lambda *given: _record(*score))
         told = [{"text": "fine", "label": "positive", "score": 0.9}]
         monkeypatch.setattr(compare, "_predictions", lambda folder: told)
+        monkeypatch.setattr(compare, "scene_sheet", paints)
         return call("demo", "--out", tmp_path / "demo", *(["--json"] if json_wanted else []))
 
     return run
@@ -50,7 +55,17 @@ def test_a_clear_gain_is_a_success(demo_of, tmp_path: Path) -> None:
     for told in ("LoRA", "full fine-tuning", "85.0 % (80.0–89.0)", "300,000", "1.50 %", "1.3 MiB", "20.5 s", "300 MiB"):
         assert told in outcome.out
     assert f"the adapter lies in {tmp_path / 'demo' / 'lora'}" in outcome.out
+    assert f"18 pictures by three weighted adapters, 9.5 s: {tmp_path / 'demo' / 'sheet.png'}" in outcome.out
     assert "next: loraloom predict" in outcome.out
+
+
+def test_without_the_library_that_paints_the_rest_is_told(demo_of) -> None:
+    def missing(folder: Path) -> SheetResult:
+        raise MissingExtraError("pictures are made by diffusers")
+
+    outcome = demo_of(0.85, 0.80, 0.89, paints=missing)
+    assert outcome.status == 0
+    assert "no sheet of pictures was made: pictures are made by diffusers" in outcome.out
 
 
 def test_a_gain_within_chance_is_none(demo_of) -> None:

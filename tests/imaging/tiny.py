@@ -97,16 +97,10 @@ def vae(**settings: Any) -> Any:
     """An autoencoder: factor 8, four latent channels."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(8, 8, 16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=1,
-        norm_num_groups=4,
-        latent_channels=4,
-        sample_size=SIZE,
-        **settings,
-    ).eval()
+    given: dict[str, Any] = {"block_out_channels": (8, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    given |= {"latent_channels": 4, "sample_size": SIZE, **settings}
+    downs, ups = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    return AutoencoderKL(down_block_types=downs, up_block_types=ups, **given).eval()
 
 
 def scheduler(prediction: str = "epsilon") -> Any:
@@ -128,7 +122,8 @@ def scheduler(prediction: str = "epsilon") -> Any:
 def _unet(**settings: Any) -> Any:
     from diffusers import UNet2DConditionModel
 
-    return UNet2DConditionModel(sample_size=SIZE // 8, layers_per_block=2, norm_num_groups=GROUPS, **settings).eval()
+    given = {"sample_size": SIZE // 8, "layers_per_block": 2, "norm_num_groups": GROUPS, **settings}
+    return UNet2DConditionModel(**given).eval()
 
 
 def sd1(seed: int = 0, prediction: str = "epsilon", **unet: Any) -> Any:

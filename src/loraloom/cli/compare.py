@@ -1,4 +1,4 @@
-"""What the demo does: LoRA and full fine-tuning from one base, each in a process of its own, in one table."""
+"""What the demo does: LoRA and full fine-tuning from one base, in processes of their own, in one table; and a sheet."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any
 
 from loraloom import errors
 from loraloom.cli import output
+from loraloom.imaging.showcase import NAME as SHEET
+from loraloom.imaging.showcase import scene_sheet
 from loraloom.tasks import create_task
 from loraloom.training.restore import open_run
 from loraloom.training.use import predict
@@ -59,7 +61,7 @@ def _is_a_demo(folder: Path) -> bool:
         marked = json.loads((folder / MARKER).read_text("utf-8"))["loraloom"] == "demo"
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return marked and {path.name for path in folder.iterdir()} <= {MARKER, *RATES}
+    return marked and {path.name for path in folder.iterdir()} <= {MARKER, SHEET, *RATES}
 
 
 def compare(folder: Path, *, epochs: int, seed: int) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def compare(folder: Path, *, epochs: int, seed: int) -> dict[str, Any]:
         "rows": rows,
         "predictions": _predictions(folder / "lora"),
         "adapter": str(folder / "lora"),
+        "sheet": _sheet(folder),
         "success": rows[1]["accuracy_low"] > rows[0]["accuracy_high"],
     }
     (folder / MARKER).write_text(json.dumps(output.plain(result), indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -123,6 +126,16 @@ def _predictions(folder: Path) -> list[dict[str, Any]]:
     return [{"text": entry.example.values["text"], **entry.result} for entry in found]
 
 
+def _sheet(folder: Path) -> dict[str, Any]:
+    """The sheet of pictures: {"path", "cells", "seconds"}, or {"left_out": why} without the library that paints."""
+    print("\npictures:", file=sys.stderr, flush=True)
+    try:
+        sheet = scene_sheet(folder)
+    except errors.MissingExtraError as error:
+        return {"left_out": str(error)}
+    return {"path": str(sheet.path), "cells": sheet.cells, "seconds": sheet.seconds}
+
+
 def _scores(metrics: Mapping[str, float]) -> dict[str, float]:
     names = [f"{name}{end}" for name in ("accuracy", "macro_f1") for end in ("", "_low", "_high")]
     return {name: metrics[name] for name in names}
@@ -166,8 +179,15 @@ def show(result: Mapping[str, Any]) -> None:
     output.say(
         verdict,
         f"the adapter lies in {result['adapter']}",
+        _told_sheet(result["sheet"]),
         f'next: loraloom predict {result["adapter"]} --text "your own sentence"',
     )
+
+
+def _told_sheet(sheet: Mapping[str, Any]) -> str:
+    if "left_out" in sheet:
+        return f"no sheet of pictures was made: {sheet['left_out']}"
+    return f"{sheet['cells']} pictures by three weighted adapters, {output.duration(sheet['seconds'])}: {sheet['path']}"
 
 
 def table_cells(row: Mapping[str, Any]) -> list[str]:

@@ -40,7 +40,8 @@ def generate(
     base: PictureBase = None,
     batch: Annotated[int, typer.Option("--batch", "--count", metavar="N", help="How many; seeds count up.")] = 1,
     out: Annotated[
-        str, typer.Option(metavar="PATH", help="A .png file for one picture, or a folder. [default: here, by seed]")
+        str,
+        typer.Option(metavar="PATH", help="A .png file, or a folder for SEED.png. [default: here]", show_default=False),
     ] = ".",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that are there.")] = False,
     again: Annotated[

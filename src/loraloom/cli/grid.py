@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,8 +33,13 @@ MOST_CELLS = 100
 SEED = 0
 """Where neither an option nor an axis says; always the same, so that the same command goes on where it was ended."""
 
+FLAGS = tuple(
+    replace(flag, help=f"Seed of every picture. [default: {SEED}]") if flag.key == "seed" else flag
+    for flag in PICTURE_FLAGS
+)
 
-@settings_flags(PICTURE_FLAGS)
+
+@settings_flags(FLAGS)
 def grid(
     *,
     rows: Annotated[

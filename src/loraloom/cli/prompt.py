@@ -32,8 +32,9 @@ def prompt(
     json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show how a prompt for pictures is understood, step by step: what is said when, at which weight.
+    """Show how a prompt for pictures is understood, step by step.
 
+    What is said when, at which weight, and which adapters act how strongly.
     The language is that of the Stable-Diffusion web UI: (more), [less], (text:1.3), [from:to:0.5], [a|b], AND,
     BREAK, <lora:NAME:0.8>. Brackets that never close and the like are no errors; they are warned of.
     """

@@ -159,9 +159,11 @@ class Denoising:
         return 0 if self.start is None else self.steps - max(1, min(int(self.steps * self.strength), self.steps))
 
     def _start(self, scheduler: Any, noise: Tensor, timesteps: Tensor) -> Tensor:
+        noisy: Tensor
         if self.start is None:
-            return noise * scheduler.init_noise_sigma
-        noisy: Tensor = scheduler.add_noise(self.start, noise, timesteps[:1])
+            noisy = noise * scheduler.init_noise_sigma
+        else:
+            noisy = scheduler.add_noise(self.start, noise, timesteps[:1])
         return noisy
 
 

@@ -202,7 +202,7 @@ def _load_folder(place: BasePlace, dtype: torch.dtype) -> Any:
     name = read_index(place.path)["_class_name"]
     if name not in PIPELINES:
         raise BaseModelError(_unknown_class(name))
-    settings: dict[str, Any] = {"torch_dtype": dtype, "variant": place.variant, "use_safetensors": True}
+    settings: dict[str, Any] = {"dtype": dtype, "variant": place.variant, "use_safetensors": True}
     if name == "StableDiffusionPipeline":
         settings |= {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     try:

@@ -95,7 +95,8 @@ class LatentShelf:
     def scaled(self, latents: Tensor) -> Tensor:
         """Latents (…, h, w) as the denoiser sees them: moved and scaled to about unit variance."""
         config = self.diffusion.vae.config
-        return (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        scaled: Tensor = (latents - (getattr(config, "shift_factor", None) or 0.0)) * config.scaling_factor
+        return scaled
 
     def values(self, keys: Sequence[str], *, spread: bool) -> Tensor:
         """(B, C, h, w) drawn from what the autoencoder allows; without `spread`, the means."""

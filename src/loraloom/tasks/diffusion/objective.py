@@ -128,7 +128,7 @@ def objective_of(config: Mapping[str, Any], prediction: str = "auto") -> Objecti
 
 def _levels(config: Mapping[str, Any]) -> Tensor:
     """ā by step, as diffusers makes it of any scheduler's configuration."""
-    from diffusers import DDPMScheduler
+    import diffusers
 
     names = (
         "num_train_timesteps",
@@ -139,5 +139,6 @@ def _levels(config: Mapping[str, Any]) -> Tensor:
         "rescale_betas_zero_snr",
     )
     known = {name: config[name] for name in names if config.get(name) is not None}
-    levels: Tensor = DDPMScheduler(**known).alphas_cumprod
+    library: Any = diffusers
+    levels: Tensor = library.DDPMScheduler(**known).alphas_cumprod
     return levels.double()
