@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo studio test check format bench clean
 
 help: ## what there is to run
 	@grep -E '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
@@ -29,8 +29,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PY) -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 
-demo: $(STAMP) ## LoRA and full fine-tuning of a real encoder side by side, under 4 minutes (ARGS=--json for data)
+demo: $(STAMP) ## LoRA and full fine-tuning of a real encoder side by side, then a sheet of pictures (ARGS=--json for data)
 	@$(PY) -m loraloom demo $(ARGS)
+
+studio: $(STAMP) ## the web page for making pictures and training (ARGS="--adapters DIR")
+	@$(PY) -m loraloom studio $(ARGS)
 
 test: $(STAMP) ## the tests, on two processes of one thread (ARGS="-k cli" for some of them)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 $(ARGS)

@@ -12,7 +12,8 @@ from loraloom.formats import save_adapter, save_diffusers, save_kohya
 from loraloom.tasks.diffusion import Diffusion
 
 UNET = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj"]
-TEXT = ["q_proj", "v_proj"]
+TEXT = ["q_proj", "k_proj", "v_proj", "out_proj"]
+"""All four: diffusers takes a kohya file's text encoder for one only where it finds an out_proj."""
 FORMATS = ("kohya", "diffusers", "peft")
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import peft
 import pytest
-import torch
 from tests.imaging import tiny
 from tests.imaging.adapters_made import FORMATS, attached, write
 from torch import Tensor, nn

@@ -49,13 +49,8 @@ def write_single_file(kind: str, file: Path, more: dict[str, Tensor] | None = No
         tensors |= _openclip(pipeline.text_encoder_2, "conditioner.embedders.1.model.")
     tensors |= more or {}
     save_file({key: value.clone().contiguous() for key, value in tensors.items()}, file)
-    pipeline.tokenizer.save_vocabulary(str(_made(file.parent / "tokenizer")))
+    pipeline.tokenizer.save_pretrained(file.parent / "tokenizer")
     return pipeline
-
-
-def _made(folder: Path) -> Path:
-    folder.mkdir(exist_ok=True)
-    return folder
 
 
 def _pipeline(kind: str) -> Any:

@@ -82,7 +82,7 @@ def check(
     from loraloom.data.check import check_data
     from loraloom.data.check.sheet import draw_sheet
 
-    tokens = None if base is None else _tokens(base, max_length)
+    tokens = None if base is None else _tokens(task, base, max_length)
     with _progress() as progress:
         found = check_data(task, config, tokens=tokens, progress=progress)
     if sheet is not None:
@@ -132,15 +132,11 @@ def _config(
     return read_settings(DataConfig, None, {key: value for key, value in given.items() if value is not None})
 
 
-def _tokens(name: str, max_length: int | None) -> Tokens:
+def _tokens(task: str, name: str, max_length: int | None) -> Tokens:
     """How a base cuts texts into tokens. Raises BaseModelError."""
     from loraloom.data.check import Tokens
-    from loraloom.tasks.models.bases import resolve_base
-    from loraloom.tasks.models.loading import load_config, load_tokenizer
 
-    base = resolve_base(name)
-    tokenizer = load_tokenizer(base)
-    positions = getattr(load_config(base).get_text_config(), "max_position_embeddings", None)
+    tokenizer, positions = _tokenizer(task, name)
     limits = [positions, int(tokenizer.model_max_length), max_length]
 
     def count(texts: Sequence[str]) -> list[int]:
@@ -149,6 +145,19 @@ def _tokens(name: str, max_length: int | None) -> Tokens:
         return [len(ids) for chunk in rows for ids in chunk]
 
     return Tokens(name, count, min((limit for limit in limits if limit and 0 < limit < 10**6), default=None))
+
+
+def _tokenizer(task: str, name: str) -> tuple[Any, int | None]:
+    """A base's tokenizer, and how many positions its configuration tells of."""
+    if task == "text-to-image":
+        from loraloom.tasks.diffusion.tokenizer import load_prompt_tokenizer
+
+        return load_prompt_tokenizer(name), None
+    from loraloom.tasks.models.bases import resolve_base
+    from loraloom.tasks.models.loading import load_config, load_tokenizer
+
+    base = resolve_base(name)
+    return load_tokenizer(base), getattr(load_config(base).get_text_config(), "max_position_embeddings", None)
 
 
 def _progress() -> AbstractContextManager[Progress | None]:

@@ -12,7 +12,7 @@ from loraloom.data.check import Finding, PartReport, Report
 from loraloom.data.check.part import Progress as Hears
 
 _LABELS = 12
-_DIGITS = {"seconds": 2, "level (dB)": 1, "characters a second": 1}
+_DIGITS = {"seconds": 2, "level (dB)": 1, "characters a second": 1, "width / height": 2}
 
 
 def show_report(report: Report) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.adapters import AdapterSet
+from loraloom.data.captions import TEXT
 from loraloom.data.config import DataConfig
 from loraloom.data.table import Example, Table, read_table
 from loraloom.errors import ConfigError, DataError, FormatError, one_error
@@ -27,7 +28,7 @@ from loraloom.tasks.base import (
 from loraloom.tasks.diffusion.base import Diffusion
 from loraloom.tasks.diffusion.bench import Bench, Group
 from loraloom.tasks.diffusion.buckets import Size, bucket_lengths
-from loraloom.tasks.diffusion.captions import IDENTITY, TEXT, CaptionReader, orders
+from loraloom.tasks.diffusion.captions import IDENTITY, CaptionReader, orders
 from loraloom.tasks.diffusion.denoising import Denoised, denoised, said, score_losses, weighted_loss
 from loraloom.tasks.diffusion.exports import write_exports
 from loraloom.tasks.diffusion.latents import Latent

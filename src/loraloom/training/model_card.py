@@ -8,6 +8,16 @@ from typing import Any
 
 import yaml
 
+_USE_PICTURES = """```
+loraloom generate --base BASE --lora THIS_FOLDER:0.8 --prompt "…"
+```
+
+Or with diffusers, over the same base: `pipeline.load_lora_weights("THIS_FOLDER")`."""
+_USE_PAINTER = """```
+loraloom generate --base THIS_FOLDER --prompt "…"
+```
+
+Or load this folder with diffusers, as any pipeline."""
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 
 
@@ -29,7 +39,7 @@ def _front_matter(record: Mapping[str, Any]) -> str:
     lora = record["method"] == "lora"
     name = record["base"]["name"]
     data: dict[str, Any] = {
-        "library_name": "peft" if lora else "transformers",
+        "library_name": _library(record),
         "pipeline_tag": record["task"],
         "tags": ["loraloom", *(["lora"] if lora else [])],
     }
@@ -39,6 +49,12 @@ def _front_matter(record: Mapping[str, Any]) -> str:
         if lora:
             data["tags"].append(f"base_model:adapter:{name}")
     return yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+
+
+def _library(record: Mapping[str, Any]) -> str:
+    if record["task"] == "text-to-image":
+        return "diffusers"
+    return "peft" if record["method"] == "lora" else "transformers"
 
 
 def _title(record: Mapping[str, Any]) -> str:
@@ -111,6 +127,8 @@ def _listed(values: list[float]) -> str:
 
 
 def _use(record: Mapping[str, Any]) -> str:
+    if record["task"] == "text-to-image":
+        return _USE_PICTURES if record["method"] == "lora" else _USE_PAINTER
     command = "```\nloraloom predict THIS_FOLDER --data FILE\nloraloom inspect THIS_FOLDER\n```"
     if record["method"] == "full":
         return command + "\n\nOr load this folder with transformers, as any model."

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from loraloom.data.box_files import read_annotations
 from loraloom.data.check.boxes import Boxes
+from loraloom.data.check.captions import Captioned
 from loraloom.data.check.findings import Findings
 from loraloom.data.check.modality import Layout, Modality
 from loraloom.data.check.pairs import Pairs
@@ -30,6 +31,7 @@ MODALITIES: dict[str, type[Modality]] = {
     "object-detection": Boxes,
     "speech-recognition": Recordings,
     "speech-synthesis": Recordings,
+    "text-to-image": Captioned,
 }
 """Task to what its data are."""
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from loraloom.data.captions import BESIDE
 from loraloom.data.check.part import Part, Progress, short_name
 from loraloom.data.check.rows import read_examples, read_rows
 from loraloom.data.columns import Role
@@ -17,7 +18,7 @@ from loraloom.data.sources import READERS
 from loraloom.data.table import Example
 from loraloom.errors import DataError, suggest
 
-_TABLES = frozenset(READERS) | {".txt", ".md"}
+_TABLES = frozenset(READERS) | {".md", *BESIDE}
 
 
 def read_part(
@@ -30,6 +31,14 @@ def read_part(
 ) -> None:
     """Fill a part with the files that can be used, each opened whole; the others are noted by name and reason.
 
+    Raises DataError where there is no such folder or table.
+    """
+    part.examples = probe_part(part, list_part(part, media, roles, required, data), media, progress)
+
+
+def list_part(part: Part, media: Media, roles: Sequence[Role], required: Collection[str], data: DataConfig) -> Path:
+    """Fill a part with the files that are named, none opened yet; returns the folder that the names are relative to.
+
     A table, a folder with metadata.jsonl or metadata.csv, a folder per class, or a flat folder. Raises
     DataError where there is no such folder or table.
     """
@@ -40,11 +49,14 @@ def read_part(
     table = _table_of(path)
     if table is not None:
         _read_listed(part, table, media, roles, required, data)
-        folder = table.parent
-    else:
-        _read_folder(part, path, media)
-        folder = path.parent if path.is_file() else path
-    part.examples = probed(part, part.examples, folder, media, progress)
+        return table.parent
+    _read_folder(part, path, media)
+    return path.parent if path.is_file() else path
+
+
+def probe_part(part: Part, folder: Path, media: Media, progress: Progress | None) -> list[Example]:
+    """The examples of a part that was listed with the facts of their files; the others are noted."""
+    return probed(part, part.examples, folder, media, progress)
 
 
 def _table_of(path: Path) -> Path | None:
@@ -116,14 +128,14 @@ def probed(
             facts: Mapping[str, Any] = probe_file(path, media)
             good.append(replace(example, values={**example.values, **facts}))
         except DataError as error:
-            reason = _reason(str(error), path)
+            reason = reason_of(str(error), path)
             part.findings.add("bad-file", short_name(str(path), str(folder)), reason=reason)
         if progress is not None:
             progress(f"{part.name}: {media.kind}s", number, len(examples))
     return good
 
 
-def _reason(message: str, path: Path) -> str:
+def reason_of(message: str, path: Path) -> str:
     """What is wrong, without the file's name and numbers of its own, so that like faults are one reason."""
     told = message.replace(str(path), "").strip(": ").partition(";")[0]
     return re.sub(r"\d{3,}", "…", told)[:120]

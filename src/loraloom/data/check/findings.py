@@ -92,6 +92,21 @@ KINDS: dict[str, Kind] = {
     "animated-picture": Kind("{picture|pictures} with several frames", "notice", "the first one is used"),
     "turned-picture": Kind("{picture|pictures} that EXIF turns", "notice", "they are read upright"),
     "blank-picture": Kind("{picture|pictures} of a single colour", "notice"),
+    # -- captions
+    "uncaptioned": Kind(
+        "{picture|pictures}, none with a caption",
+        "problem",
+        "give metadata.jsonl, or NAME.txt for each; unless options.instance_prompt is to serve all",
+    ),
+    "no-caption": Kind("{picture|pictures} without a caption", "problem", "write it, or --skip-bad leaves them out"),
+    "empty-caption": Kind("empty {caption|captions}", "problem", "write what is to be seen"),
+    "bad-caption": Kind("{caption|captions} that cannot be read", "problem", "save the file again as UTF-8"),
+    "lone-caption": Kind("{caption|captions} beside no picture", "notice", "they are not read"),
+    "shared-caption": Kind(
+        "{caption|captions} that 3 pictures or more share",
+        "notice",
+        "meant for a subject; a style wants each described",
+    ),
     # -- boxes
     "no-boxes": Kind("{picture|pictures} without a box", "notice", "taken as showing nothing"),
     "bad-annotation": Kind("{annotation|annotations} that cannot be used", "problem"),

@@ -8,7 +8,7 @@ from loraloom.data.check.findings import Findings
 from loraloom.data.check.part import Part, Progress, Tokens
 from loraloom.data.config import DataConfig
 
-Sheet = Literal["texts", "pictures", "recordings"]
+Sheet = Literal["texts", "pictures", "captions", "recordings"]
 """What a sample sheet shows."""
 
 Layout = Literal["table", "folders", "annotations"]

@@ -17,6 +17,7 @@ from matplotlib.font_manager import fontManager
 from loraloom.data.check.check import Checked
 from loraloom.data.check.findings import shortened
 from loraloom.data.check.part import Part
+from loraloom.data.check.sheet_captions import captions_height, draw_captions
 from loraloom.data.check.sheet_pictures import draw_pictures, pictures_height
 from loraloom.data.check.sheet_recordings import draw_recordings, recordings_height
 from loraloom.data.check.sheet_style import BLUE, GREY, INCHES, ORANGE, TEXT
@@ -26,13 +27,25 @@ from loraloom.errors import OutputError
 _HEAD, _PANEL = 3.0, 2.95  # inches
 _PANELS = 4
 _BARS = 16
-_WANTED = ("tokens", "words", "seconds", "boxes a picture", "box side", "width", "height", "level (dB)", "characters")
+_WANTED = (
+    "tokens",
+    "words",
+    "seconds",
+    "boxes a picture",
+    "box side",
+    "width / height",
+    "width",
+    "height",
+    "level (dB)",
+    "characters",
+)
 _UNITS = {"seconds": "seconds", "width": "width (pixels)", "height": "height (pixels)", "box side": "box side (pixels)"}
 _OTHER_SCRIPTS = ("Noto Sans CJK", "Noto Sans Arabic", "WenQuanYi", "Arial Unicode", "PingFang", "Microsoft YaHei")
 
 _BODIES = {
     "texts": (texts_height, draw_texts),
     "pictures": (pictures_height, draw_pictures),
+    "captions": (captions_height, draw_captions),
     "recordings": (recordings_height, draw_recordings),
 }
 

@@ -56,7 +56,7 @@ def _draw_classes(axes: Axes, part: Part, groups: dict[str, list[Example]]) -> N
         label = f"{shortened(name, 22)}\n{len(examples):,}"
         axes.text(0.2, top + _TILE / 2, label, fontsize=9, color=BLUE, va="center", parse_math=False)
         for number, example in enumerate(drawn(examples, _ACROSS, name)):
-            _place_picture(axes, example, (_NAMED + number * _TILE, top, _TILE, _TILE))
+            place_picture(axes, example, (_NAMED + number * _TILE, top, _TILE, _TILE))
         top += _TILE
     total = len(part.tallies.get("label", ()))
     if total > len(groups):
@@ -72,13 +72,13 @@ def _draw_plain(axes: Axes, part: Part) -> None:
     for number, example in enumerate(_plain(part)):
         down, across = divmod(number, _ACROSS + 1)
         left, top = 0.4 + across * _TILE * 1.03, 0.05 + down * (_TILE + _CAPTION)
-        _place_picture(axes, example, (left, top, _TILE, _TILE))
+        place_picture(axes, example, (left, top, _TILE, _TILE))
         name = shortened(part.place(example), 18)
         axes.text(left + 0.03, top + _TILE + 0.02, name, fontsize=6.5, color=GREY, va="top", parse_math=False)
 
 
-def _place_picture(axes: Axes, example: Example, tile: tuple[float, float, float, float]) -> tuple[float, float, float]:
-    """Fit a picture into a tile (left, top, width, height); returns left, top and inches a pixel."""
+def place_picture(axes: Axes, example: Example, tile: tuple[float, float, float, float]) -> tuple[float, float, float]:
+    """Draw a picture into a tile (left, top, width, height); returns left, top and inches a pixel."""
     left, top, width, height = tile
     room = width * (1 - _SPACE), height * (1 - _SPACE)
     wide, high = example.values["width"], example.values["height"]
@@ -127,7 +127,7 @@ def _draw_boxed(axes: Axes, part: Part) -> None:
     for number, example in enumerate(_boxed(part)):
         down, across = divmod(number, _BOXED_ACROSS)
         tile = (0.2 + across * width, _KEY + down * (height + _CAPTION), width, height)
-        place = _place_picture(axes, example, tile)
+        place = place_picture(axes, example, tile)
         _draw_boxes(axes, example.values["boxes"], place, colours)
         told = f"{shortened(part.place(example), 34)} · {len(example.values['boxes'])} boxes"
         axes.text(tile[0], tile[1] + height, told, fontsize=7, color=GREY, va="top", parse_math=False)

@@ -12,18 +12,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loraloom.data.captions import TEXT, absent_caption, caption_file, read_caption
 from loraloom.data.config import DataConfig
 from loraloom.data.files import METADATA, read_files
 from loraloom.data.pictures import PICTURES, frames_note
-from loraloom.data.records import decode
 from loraloom.data.table import Example, Role, Table
-from loraloom.errors import DataError, suggest
+from loraloom.errors import DataError
 
-TEXT = Role("text", ("text", "caption", "prompt", "captions", "description", "additional_feature", "tags"))
 IDENTITY = ("file", TEXT.name)
 """Roles that make no two examples the same: a prompt may serve all pictures of a subject."""
-BESIDE = (".txt", ".caption")
-"""Suffixes of the files that hold a picture's caption."""
 _MOST_NAMED = 5
 
 
@@ -81,13 +78,12 @@ class CaptionReader:
             return self._with_prefix(example.values[TEXT.name]), ""
         path = _beside(example)
         if path is None:
-            return "", _no_caption(Path(example.values["file"]))
+            return "", absent_caption(Path(example.values["file"]))
         try:
-            return self._with_prefix(decode(path.read_bytes(), str(path))), ""
+            text = read_caption(path)
         except DataError as error:
-            return "", f"{path} is empty; write what is to be seen" if "is empty" in str(error) else str(error)
-        except OSError as error:
-            return "", f"{path} cannot be read: {error.strerror}"
+            return "", str(error)
+        return (self._with_prefix(text), "") if text else ("", f"{path} is empty; write what is to be seen")
 
     def _with_prefix(self, text: str) -> str:
         return " ".join(f"{self.prefix} {text}".split())
@@ -104,14 +100,7 @@ def _is_table(source: str, table: Table) -> bool:
 
 
 def _beside(example: Example) -> Path | None:
-    file = Path(example.values["file"])
-    return next((path for suffix in BESIDE if (path := file.with_suffix(suffix)).is_file()), None)
-
-
-def _no_caption(file: Path) -> str:
-    texts = [entry.name for entry in file.parent.iterdir() if entry.suffix in BESIDE] if file.parent.is_dir() else []
-    wanted = f"{file.stem}.txt"
-    return f"{file} has no caption: {wanted} is not there{suggest(wanted, texts, most=1)}"
+    return caption_file(Path(example.values["file"]))
 
 
 def _sentence(source: str, faults: Sequence[str], count: int) -> str:

@@ -33,6 +33,8 @@ from loraloom.tasks.diffusion.single_config import (
 )
 
 VOCABULARY = ("vocab.json", "merges.txt")
+WHOLE = ("tokenizer.json",)
+"""The same in one file, as newer programs write it."""
 CLIP = "openai/clip-vit-large-patch14"
 """The Hub's model whose tokenizer all of these bases share."""
 _CACHED = (
@@ -120,21 +122,21 @@ def write_configs(folder: Path, shapes: Shapes, kind: str) -> None:
         (folder / name).write_text(json.dumps(config), "utf-8")
 
 
-def find_vocabulary(file: Path) -> tuple[Path, Path]:
-    """CLIP's vocab.json and merges.txt. Raises BaseModelError that says where they were looked for."""
+def find_vocabulary(file: Path) -> list[Path]:
+    """The files of CLIP's tokenizer. Raises BaseModelError that says where they were looked for."""
     beside = [file.parent / place / "tokenizer" for place in (".", file.stem)]
     for folder in beside:
-        if all((folder / name).is_file() for name in VOCABULARY):
-            return folder / VOCABULARY[0], folder / VOCABULARY[1]
+        for names in (VOCABULARY, WHOLE):
+            if all((folder / name).is_file() for name in names):
+                return [folder / name for name in names]
     for repository, place in _CACHED:
         found = [huggingface_hub.try_to_load_from_cache(repository, place + name) for name in VOCABULARY]
         if all(isinstance(one, str) for one in found):
-            return Path(str(found[0])), Path(str(found[1]))
+            return [Path(str(one)) for one in found]
     reason = "HF_HUB_OFFLINE is set"
     if not hub_constants.HF_HUB_OFFLINE:
         try:
-            first, second = (huggingface_hub.hf_hub_download(CLIP, name) for name in VOCABULARY)
-            return Path(first), Path(second)
+            return [Path(huggingface_hub.hf_hub_download(CLIP, name)) for name in VOCABULARY]
         except OSError as error:
             reason = f"the Hub did not give it ({' '.join(str(error).split())[:160]})"
     names = " and ".join(VOCABULARY)
@@ -159,8 +161,8 @@ def predicts_v(unet: Any) -> bool:
 
 def _write_tokenizer(folder: Path, kind: str, part: str, file: Path) -> None:
     folder.mkdir()
-    for source, name in zip(find_vocabulary(file), VOCABULARY, strict=True):
-        shutil.copyfile(source, folder / name)
+    for source in find_vocabulary(file):
+        shutil.copyfile(source, folder / source.name)
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(kind, part)), "utf-8")
 
 
