@@ -1,1 +1,1 @@
-"""Measures of what the imaging part does, over the small base that ships with the package."""
+"""What pictures cost: time per picture with adapters against none."""

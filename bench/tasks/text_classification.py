@@ -13,8 +13,8 @@ MOST_BELOW = 1.0
 SAYS = (
     "The only base here that was pretrained by others, on a great deal of text: what these rows say of LoRA beside "
     "full fine-tuning carries over best. Both sides saw the same examples as often; the learning rates are each "
-    "side's best of a few that were tried on a part of the training examples, and the epoch that is kept is each side's "
-    "best on the held-out ones (docs/lab-log.md)."
+    "side's best of a few that were tried on a part of the training examples, and the epoch that is kept is each "
+    "side's best on the held-out ones (docs/lab-log.md)."
 )
 
 

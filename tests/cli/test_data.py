@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tests.cli.commands import Call, sentences, write_csv
+from tests.imaging import tiny
 
 from loraloom.cli.data import SUBVERBS
 from loraloom.data.check import MODALITIES, pairs, pictures, recordings, text, writing
@@ -83,6 +84,21 @@ def test_lengths_in_the_tokens_of_a_base(call: Call, train_file: Path, tiny_base
     assert part["lengths"]["tokens"] == {"n": 48, "min": 8, "median": 8, "p95": 8, "max": 8, "sum": 384}
     (part,) = call(*words, "--max-length", 7).data["parts"]
     assert [finding["count"] for finding in part["findings"] if finding["kind"] == "cut"] == [48]
+
+
+def test_captions_in_the_tokens_of_a_base_of_pictures(call: Call, tmp_path: Path) -> None:
+    base = tiny.saved("sd1", tmp_path / "base")
+    (tmp_path / "set").mkdir()
+    for number in range(2):
+        Image.new("RGB", (64, 64), (90 * number, 20, 20)).save(tmp_path / "set" / f"{number}.png")
+        (tmp_path / "set" / f"{number}.txt").write_text("a house " * (1 + 99 * number))
+    words = [*CHECK, tmp_path / "set", "--task", "text-to-image", "--json", "--base"]
+    (part,) = call(*words, base).data["parts"]
+    assert part["lengths"]["tokens"]["min"] > 3
+    assert [finding["count"] for finding in part["findings"] if finding["kind"] == "cut"] == [1]
+    (base / "tokenizer").rename(tmp_path / "away")
+    refused = call(*words, base)
+    assert (refused.status, len(refused.err.splitlines())) == (2, 1)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from loraloom.imaging.sampling import Denoising, make_scheduler, noise_of
 from loraloom.tasks.diffusion import Diffusion
 
 pytestmark = [
+    pytest.mark.timeout(300),
     pytest.mark.filterwarnings("ignore:.*__array:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),

@@ -62,7 +62,7 @@ def _pipeline(kind: str) -> Any:
         pipeline = tiny.sd2(attention_head_dim=(1, 1, 1, 1), cross_attention_dim=64, **levels)
     else:
         levels["block_out_channels"] = (32, 64, 64)
-        wide = {"cross_attention_dim": 128, "projection_class_embeddings_input_dim": 6 * 8 + 64}
+        wide = {"cross_attention_dim": 64 + 128, "projection_class_embeddings_input_dim": 6 * 8 + 128}
         pipeline = tiny.sdxl(attention_head_dim=(1, 1, 1), **wide, **levels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
@@ -72,15 +72,15 @@ def _pipeline(kind: str) -> Any:
         encoder = _encoder(pipeline.tokenizer, "gelu" if kind == "sd2" else "quick_gelu", False)
         pipeline.text_encoder = encoder
         if kind == "sdxl":
-            pipeline.text_encoder_2 = _encoder(pipeline.tokenizer_2, "gelu", True)
+            pipeline.text_encoder_2 = _encoder(pipeline.tokenizer_2, "gelu", True, width=128)
     return pipeline
 
 
-def _encoder(own: Any, act: str, projected: bool) -> Any:
-    """As released: one head of 64, an end mark that is looked for as the highest number."""
-    encoder = tiny.text_encoder(own, width=64, act=act, projected=projected)
+def _encoder(own: Any, act: str, projected: bool, width: int = 64) -> Any:
+    """As released: heads of 64, an end mark that is looked for as the highest number."""
+    encoder = tiny.text_encoder(own, width=width, act=act, projected=projected)
     config = encoder.config
-    config.num_attention_heads, config.eos_token_id, config.bos_token_id, config.pad_token_id = 1, 2, 0, 1
+    config.num_attention_heads, config.eos_token_id, config.bos_token_id, config.pad_token_id = width // 64, 2, 0, 1
     return type(encoder)(config).eval()
 
 

@@ -20,7 +20,12 @@ _SAME = "the same to the bit"
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="IN", help="An adapter: a file or folder of any known program.", show_default=False)
+        str,
+        typer.Argument(
+            metavar="IN",
+            help="An adapter: a file or folder of any known program, or the name of a style that comes with Loraloom.",
+            show_default=False,
+        ),
     ],
     target: Annotated[str, typer.Argument(metavar="OUT", help="What to write.", show_default=False)],
     *,
@@ -57,7 +62,7 @@ def convert(
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        certificate = run(Conversion(Path(source), Path(target), to, dtype, base_kind, rank, alpha, overwrite))
+        certificate = run(Conversion(_source(source), Path(target), to, dtype, base_kind, rank, alpha, overwrite))
     notes = [str(warning.message) for warning in told if warning.category is UserWarning]
     if json:
         output.emit({**certificate.to_json(), "notes": notes})
@@ -66,6 +71,14 @@ def convert(
     if not certificate.holds:
         print(f"loraloom: {_verdict(certificate)}", file=sys.stderr)
         raise typer.Exit(1)
+
+
+def _source(given: str) -> Path:
+    """Where the adapter lies; a bare word that is no path here is the name of a style."""
+    from loraloom.imaging.shelf import AdapterShelf
+
+    is_word = given.replace("-", "_").isidentifier() and not Path(given).exists()
+    return AdapterShelf().find(given) if is_word else Path(given)
 
 
 def _show(certificate: Certificate, notes: list[str]) -> None:

@@ -51,7 +51,12 @@ def studio(
         typer.Option("--data", metavar="DIR", help="Folder that training may read; repeatable. [default: this one]"),
     ] = [],  # noqa: B006 typer wants the default as it is
     host: Annotated[
-        str, typer.Option(metavar="NAME", help="Address to listen on; any but loopback asks for a password.")
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Address to listen on; any but loopback asks for a password. [default: this machine alone]",
+            show_default=False,
+        ),
     ] = "127.0.0.1",
     port: Annotated[
         int | None,

@@ -105,7 +105,7 @@ class Painter:
         dtype: str | torch.dtype = "auto",
     ) -> None:
         if isinstance(base, str):
-            place = torch.device(best_device() if device == "auto" else device)
+            place = _device(device)
             base = load_diffusion(base, dtype=_dtype(dtype, place), device=place)
             if dtype == "auto" and place.type == "cuda" and base.prediction_type == "flow":
                 base.pipeline.to(torch.bfloat16)
@@ -313,11 +313,14 @@ def _out_of_range(name: str, value: float, least: float, most: float) -> str:
     return "" if least <= value <= most else f"{name} is {value:g}: it must be from {least:g} to {most:g}"
 
 
-def best_device() -> str:
-    """ "cuda" or "mps" where there is one, "cpu" otherwise."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+def _device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one. Raises ConfigError for one that is not here."""
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next((kind for kind in ("cuda", "mps") if there[kind]), "cpu"))
+    if not there.get(name.partition(":")[0], False):
+        raise ConfigError(f"device {name!r} is not one of auto, {', '.join(kind for kind in there if there[kind])}")
+    return torch.device(name)
 
 
 _DTYPES = {

@@ -16,15 +16,16 @@ from loraloom.imaging.painter import Painter
 from loraloom.training.files import writing
 
 BASE = "scenes"
-PROMPT = "masterpiece, (best quality:1.2), a (red:1.1) house by the sea at sunset"
-NEGATIVE = "(worst quality:1.3), (low quality:1.3), blurry"
+PROMPT = "best quality, a (red:1.1) boat on the sea at sunset"
+NEGATIVE = "blurry, (low quality:1.1)"
+GUIDANCE = 3.0
 SETUPS = (
     "none",
     "pencil:1",
     "neon:1",
     "glass:1",
     "pencil:0.35 neon:0.4 glass:0.6",
-    "pencil:0.7 neon:0.25 glass:0.3",
+    "pencil:0.6 neon:0.35 glass:0.35",
 )
 """No adapter, each alone, and the three together at two settings."""
 SEEDS = (1, 2, 3)
@@ -44,7 +45,7 @@ class SheetResult:
 
 def scene_grid(painter: Painter) -> Grid:
     """Seeds × set-ups over the one recipe."""
-    recipe = painter.recipe(prompt=PROMPT, negative=NEGATIVE, seed=SEEDS[0])
+    recipe = painter.recipe(prompt=PROMPT, negative=NEGATIVE, guidance=GUIDANCE, seed=SEEDS[0])
     return Grid(Axis("seed", SEEDS), Axis("setup", SETUPS), recipe, title=TITLE)
 
 

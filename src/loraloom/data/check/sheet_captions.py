@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import textwrap
+import unicodedata
 from collections.abc import Iterator
 
 from matplotlib.axes import Axes
@@ -17,8 +18,9 @@ from loraloom.data.table import Example
 _ACROSS, _ROWS = 7, 5
 _TILE = (INCHES - 0.4) / _ACROSS  # inches, with the space between
 _LINE, _NAME, _GAP = 0.15, 0.15, 0.14  # inches
-_WIDTH = 31  # characters of a caption's line, at 8 points
+_WIDTH = 29  # characters of a caption's line, at 8 points
 _MOST_LINES = 4
+_WIDE = "mw@%_"
 _LOWEST, _HIGHEST = 0.3, 1.0  # of a tile's width: what the pictures of a row need
 
 
@@ -45,11 +47,12 @@ def _draw_one(axes: Axes, part: Part, example: Example, tile: tuple[float, float
     left, top, _, height = tile
     place_picture(axes, example, tile)
     size = f"{example.values['width']}×{example.values['height']}"
-    name = f"{shortened(part.place(example), 26)} · {size}"
-    axes.text(left + 0.03, top + height, name, fontsize=6.5, color=GREY, va="top", parse_math=False)
-    said = "\n".join(_lines(example))
-    below = top + height + _NAME
-    axes.text(left + 0.03, below, said, fontsize=8, color=TEXT, va="top", linespacing=1.2, parse_math=False)
+    name = f"{shortened(part.place(example), 22)} · {size}"
+    base = top + height + 0.08
+    axes.text(left + 0.03, base, name, fontsize=6.5, color=GREY, va="baseline", parse_math=False)
+    for number, line in enumerate(_lines(example)):
+        below = base + _NAME + number * _LINE + 0.03
+        axes.text(left + 0.03, below, line, fontsize=8, color=TEXT, va="baseline", parse_math=False)
 
 
 def _rows(part: Part) -> Iterator[list[Example]]:
@@ -67,14 +70,24 @@ def _shown(part: Part) -> list[Example]:
 
 
 def _lines(example: Example) -> list[str]:
-    """The caption's lines; of a long one the first, ending in "…"."""
+    """The caption's lines, none wider than a tile; of a long one the first, ending in "…"."""
     text = str(example.values.get("text", ""))
-    return textwrap.wrap(text, _WIDTH, max_lines=_MOST_LINES, placeholder=" …", break_on_hyphens=False)
+    for width in range(_WIDTH, _WIDTH // 3, -1):
+        lines = textwrap.wrap(text, width, max_lines=_MOST_LINES, placeholder="…", break_on_hyphens=False)
+        if all(_width_of(line) <= _WIDTH for line in lines):
+            break
+    return lines
+
+
+def _width_of(line: str) -> float:
+    """About as many usual characters as the line is wide."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in line)
+    return len(line) + wide + 0.4 * sum(character in _WIDE or character.isupper() for character in line)
 
 
 def _picture_height(row: list[Example]) -> float:
     """Inches for the pictures of a row: what the highest of them needs, at most a square."""
-    tallest = max(one.values["height"] / one.values["width"] for one in row)
+    tallest = max(float(one.values["height"] / one.values["width"]) for one in row)
     return _TILE * min(_HIGHEST, max(_LOWEST, tallest))
 
 
