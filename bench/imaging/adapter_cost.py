@@ -1,6 +1,6 @@
 """What three adapters cost per picture, against the base alone, turn by turn in one process.
 
-    python -m bench.imaging.adapter_cost [--rounds 7]
+    python -m bench.imaging.adapter_cost [--rounds 7]     table into docs/imaging.md
 
 Measured in processor seconds, so that what else the machine does counts little; ratios are of neighbours in time, and
 their median is told. PEFT's layers, as diffusers loads them, run through the same loop with the same weights.
@@ -29,6 +29,8 @@ from loraloom.imaging.samplers import SAMPLERS
 from loraloom.imaging.sampling import Denoising
 from loraloom.imaging.shelf import AdapterShelf
 from loraloom.tasks.diffusion import Diffusion, load_diffusion
+
+from .report import put, table
 
 NAMES = ("one", "two", "three")
 RANK = 8
@@ -130,18 +132,26 @@ def _peft(load: Callable[[], Diffusion], folder: Path, steps: int) -> Callable[[
 
 
 def main(words: list[str] | None = None) -> int:
-    """Print the figures; 1 where three adapters cost too much."""
+    """Print the figures and put them into docs/imaging.md; 1 where three adapters cost too much."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    rounds = parser.parse_args(words).rounds
-    worst = 0.0
+    parser.add_argument("--dry", action="store_true", help="print only")
+    options = parser.parse_args(words)
+    worst, rows = 0.0, []
     for name, (load, steps) in bases().items():
-        found = measure(load, steps, rounds)
-        print(f"{name}, {steps} steps: {found.pop('base, seconds'):.2f} s per picture")
-        for what, ratio in found.items():
-            print(f"  {ratio:6.3f} ×  {what}")
+        found = measure(load, steps, options.rounds)
+        seconds = found.pop("base, seconds")
+        rows += [[name, f"{seconds:.2f} s", what, f"{ratio:.3f} ×"] for what, ratio in found.items()]
         worst = max(worst, found["three adapters, weights fixed"])
-    print(f"weights fixed: at most {worst:.3f} ×, {MOST} × is allowed")
+    text = (
+        f"One thread, processor time, medians of {options.rounds} rounds in turns. Weights fixed: at most "
+        f"{worst:.3f} ×, {MOST} × is allowed.\n\n"
+        + table(["base", "a picture without adapters", "with", "times that"], rows)
+    )
+    if options.dry:
+        print(text)
+    else:
+        put("adapter-cost", text)
     return int(worst > MOST)
 
 

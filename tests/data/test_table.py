@@ -6,11 +6,11 @@ import csv
 import hashlib
 import io
 import json
-import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.scaling import grows_about_linearly
 
 from loraloom.data import Example, Role, read_table
 from loraloom.data.labels import label_name
@@ -128,13 +128,14 @@ def test_label_types_meet_across_formats(write, read):
     assert [label_name(label) for _, label in pairs(written)] == [label_name(label) for _, label in pairs(typed)]
 
 
-def test_four_thousand_rows_take_a_fraction_of_a_second(write, read):
+def test_ten_times_the_rows_take_about_ten_times_the_time(write, read):
     row = "The room was clean and the people at the desk were kind to us,"
-    source = write("a.csv", "text,label\n" + "".join(f"{row}{i % 2}\n" for i in range(4_000)))
-    read(source)
-    start = time.process_time()
-    assert len(read(source).examples) == 4_000
-    assert time.process_time() - start < 0.3
+    few, many = (
+        write(f"{count}.csv", "text,label\n" + "".join(f"{row}{i % 2}\n" for i in range(count)))
+        for count in (2_000, 20_000)
+    )
+    assert len(read(many).examples) == 20_000
+    assert grows_about_linearly(lambda: read(few), lambda: read(many), 10)
 
 
 def line_of_the_end(text):

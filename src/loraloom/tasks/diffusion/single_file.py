@@ -139,9 +139,9 @@ def find_vocabulary(file: Path) -> list[Path]:
             return [Path(huggingface_hub.hf_hub_download(CLIP, name)) for name in VOCABULARY]
         except OSError as error:
             reason = f"the Hub did not give it ({' '.join(str(error).split())[:160]})"
-    names = " and ".join(VOCABULARY)
+    wanted = " and ".join(VOCABULARY)
     raise BaseModelError(
-        f"base model: {file.name} holds no vocabulary for its text encoder, and {reason}; put {names} of {CLIP} into "
+        f"base model: {file.name} holds no vocabulary for its text encoder, and {reason}; put {wanted} of {CLIP} into "
         f"{beside[0]}, or fetch them once with `hf download {CLIP} {' '.join(VOCABULARY)}`"
     )
 
