@@ -35,6 +35,7 @@ def ship(run: Path, style: str, folder: Path) -> int:
     if (size := path.with_suffix(".part").stat().st_size) > LIMIT:
         path.with_suffix(".part").unlink()
         raise ValueError(f"{style}: {size} bytes, more than {LIMIT}; train it at a lower rank")
+    path.with_suffix(".part").chmod(0o644)  # the library writes it for the owner alone
     path.with_suffix(".part").rename(path)
     return size
 

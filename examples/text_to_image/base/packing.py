@@ -34,6 +34,8 @@ def pack(
     pipeline.to(torch.float16).save_pretrained(scratch, safe_serialization=True)
     _add_plain_vocabulary(tokenizer, scratch / "tokenizer")
     (scratch / "defaults.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n")
+    for file in scratch.rglob("*.safetensors"):
+        file.chmod(0o644)  # the library writes them for the owner alone
     folder.mkdir(parents=True, exist_ok=True)
     for part in scratch.iterdir():
         old = folder / part.name
