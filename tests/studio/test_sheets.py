@@ -9,12 +9,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from loraloom.errors import ConfigError
+from loraloom.imaging.grid import Sheet
 from loraloom.studio import sheets
 from loraloom.studio.desk import Desk
 from loraloom.studio.easel import Painted, Progress
 from loraloom.studio.sheets import EXAMPLES, NOTHING, Side, grid_of, kinds, needs_name, paint_sheet
+from loraloom.studio.tab_grid import _Making
 
 NONE = Side(NOTHING, "", "")
 
@@ -71,3 +74,12 @@ def test_a_sheet_is_painted_in_the_easels_turn(desk: Desk, monkeypatch: pytest.M
     events = list(paint_sheet(desk, grid(desk, Side("seed", "", "1..4")), page="a"))
     assert events[0] == Progress(150, 400, "picture 2 of 4")
     assert isinstance(events[-1], Painted) and events[-1].pictures[0].cells == 4
+
+
+def test_a_finished_sheet_is_kept_shown_and_told(desk: Desk) -> None:
+    """By the real sheet's own fields: a stand-in once had one that sheets have not."""
+    seeds = grid(desk, Side("seed", "", "1..4"))
+    sheet = Sheet(Image.new("RGB", (8, 8)), seeds, painted=3, reused=1, missing=0, seconds=0.5)
+    shown = _Making(desk, "said", "sheet", "stop")._finished(Painted([sheet]), 0.5)
+    assert Path(shown["sheet"]).is_file()
+    assert "4 cells · 3 painted · 0.5 s · kept as" in shown["said"]

@@ -92,7 +92,13 @@ class _Making:
         path = keep_sheet(self._desk, made)
         tell(list(made.notes))
         missing = [f"stopped, {made.missing} still empty: Make the sheet goes on"] if made.missing else []
-        told = [f"{made.cells} cells", *missing, f"{made.painted} painted", f"{seconds:.1f} s", f"kept as {path.name}"]
+        told = [
+            f"{len(made.grid)} cells",
+            *missing,
+            f"{made.painted} painted",
+            f"{seconds:.1f} s",
+            f"kept as {path.name}",
+        ]
         return {self._sheet: str(path), self._said: status(" · ".join(told))}
 
 
