@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from tests.imaging.adapters_made import attached, write
 from tests.imaging.conditioning import tiny
@@ -15,7 +17,28 @@ from loraloom.imaging.painter import Painter
 from loraloom.imaging.recipe import AdapterUse, Recipe
 from loraloom.tasks.diffusion import Diffusion
 
-KINDS = {"sd3": tiny.make_sd3, "flux": tiny.make_flux}
+
+def make_sd3() -> Diffusion:
+    """With a transformer as wide as the tiny T5, which the texts are brought to."""
+    pipeline = tiny.make_sd3().pipeline
+    config = {**pipeline.transformer.config, "joint_attention_dim": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline.register_modules(transformer=type(pipeline.transformer).from_config(config))
+    pipeline.vae.register_to_config(shift_factor=0.1)
+    return Diffusion.of(pipeline, name="tiny sd3")
+
+
+def make_flux() -> Diffusion:
+    pipeline = tiny.make_flux().pipeline
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        pipeline.register_modules(transformer=type(pipeline.transformer).from_config(pipeline.transformer.config))
+    pipeline.vae.register_to_config(shift_factor=0.1)
+    return Diffusion.of(pipeline, name="tiny flux")
+
+
+KINDS = {"sd3": make_sd3, "flux": make_flux}
 every_kind = pytest.mark.parametrize("kind", list(KINDS))
 
 
@@ -25,6 +48,14 @@ def recipe_of(painter: Painter, **given: Any) -> Recipe:
 
 def paint(painter: Painter, **given: Any) -> bytes:
     return painter.paint(recipe_of(painter, **given))[0].image.tobytes()
+
+
+@pytest.fixture(autouse=True)
+def _vae_alike() -> Iterator[None]:
+    """The tiny autoencoders are drawn from the global generator."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
 
 
 @every_kind
@@ -55,10 +86,12 @@ def test_adapters_are_turned(kind: str, tmp_path: Path) -> None:
 @every_kind
 def test_from_a_picture(kind: str, tmp_path: Path) -> None:
     Image.linear_gradient("L").save(tmp_path / "start.png")
-    painter, told = Painter(KINDS[kind]()), list[int]()
-    recipe = recipe_of(painter, image=str(tmp_path / "start.png"), strength=0.7, steps=4)
-    painter.paint(recipe, progress=lambda done, _: told.append(done))
-    assert told == [1, 2]
+    painter = Painter(KINDS[kind]())
+    for strength, steps in ((0.7, 3), (0.1, 1), (1.0, 4)):
+        told: list[tuple[int, int]] = []
+        recipe = recipe_of(painter, image=str(tmp_path / "start.png"), strength=strength, steps=4)
+        painter.paint(recipe, progress=lambda done, total, told=told: told.append((done, total)))
+        assert told == [(step, steps) for step in range(1, steps + 1)]
 
 
 @every_kind

@@ -20,6 +20,7 @@ def run(name: str, out: Path, **settings: Any) -> dict[str, dict[str, float]]:
     return dict(train(config, create_task(config.task, **config.task_options)).record["metrics"])
 
 
+@pytest.mark.timeout(300)
 def test_an_adapter_takes_a_detector_of_drawn_shapes_to_cells(
     shared_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -29,7 +30,7 @@ def test_an_adapter_takes_a_detector_of_drawn_shapes_to_cells(
         drawing["write_split"](tmp_path / "scenes", split, count, 0)
     scenes = {f"data.{part}": str(tmp_path / "scenes" / f"annotations_{split}.json") for part, split in PARTS.items()}
     run("base", tmp_path / "base", **scenes, epochs=8)
-    found = run("lora", tmp_path / "lora", base=str(tmp_path / "base"), **{"data.limit": 96}, epochs=6)
+    found = run("lora", tmp_path / "lora", base=str(tmp_path / "base"), **{"data.limit": 96}, epochs=6, batch_size=4)
     assert found["trained"]["map50"] > found["base"]["map50_high"] + 0.01
     assert found["trained"]["map50_RBC"] > 0.02, "the most frequent cell is not found"
 

@@ -38,7 +38,8 @@ class FlowPainting:
     @property
     def length(self) -> int:
         """Steps that a picture takes."""
-        return self.steps if self.start is None else max(1, min(int(self.steps * self.strength), self.steps))
+        # diffusers rounds up here, where it rounds down for the older families.
+        return self.steps if self.start is None else self.steps - int(self.steps - self.steps * self.strength)
 
     @torch.no_grad()
     def picture(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
-import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.imaging.prompt import oracle
+from tests.scaling import grows_about_linearly
 
 from loraloom.errors import ConfigError
 from loraloom.imaging.prompt import MOST_STEPS, parse_prompt
@@ -210,16 +210,13 @@ LONG = {
 
 @pytest.mark.parametrize("name", LONG)
 def test_ten_times_the_signs_take_about_ten_times_the_time(name: str) -> None:
-    """Where they take any: a quadratic parser would take a hundred times. On a quiet machine no text takes a second."""
+    """On a quiet machine no text takes a second."""
     part = LONG[name][: len(LONG[name]) // 10]
-    assert seconds_of(LONG[name]) < max(0.5, 40 * seconds_of(part))
+    assert grows_about_linearly(lambda: parsed(part), lambda: parsed(LONG[name]), 10)
 
 
-def seconds_of(text: str) -> float:
-    start = time.process_time()
-    prompt = parse_prompt(text, steps=20)
-    assert len(prompt.warnings) < 20
-    return time.process_time() - start
+def parsed(text: str) -> None:
+    assert len(parse_prompt(text, steps=20).warnings) < 20
 
 
 def test_weights_beyond_all_numbers_are_infinite_and_said_so() -> None:
