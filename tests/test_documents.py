@@ -33,7 +33,7 @@ from tests.documents import (
 )
 
 import loraloom
-from loraloom.cli import compare
+from loraloom.cli import side_by_side
 from loraloom.cli.main import VERBS, main
 
 README, CHINESE = ROOT / "README.md", ROOT / "README.zh.md"
@@ -76,7 +76,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "new.csv").write_text("text\nthe soup was great\nthe film was cold\n", "utf-8")
     monkeypatch.chdir(tmp_path)
     # The demo's two runs would be processes of their own; tests/cli/test_demo.py sees to that.
-    monkeypatch.setattr(compare, "subprocess", SimpleNamespace(run=same_process, PIPE=subprocess.PIPE))
+    monkeypatch.setattr(side_by_side, "subprocess", SimpleNamespace(run=same_process, PIPE=subprocess.PIPE))
     return tmp_path
 
 

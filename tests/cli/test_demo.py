@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.cli.commands import Call
 
-from loraloom.cli import compare
+from loraloom.cli import side_by_side
 from loraloom.errors import ConfigError, MissingExtraError, OutputError
 from loraloom.imaging.showcase import SheetResult
 
@@ -20,7 +20,7 @@ def _record(accuracy: float, low: float, high: float) -> dict[str, Any]:
         return {f"{name}{end}": x for name in names for end, x in (("", value), ("_low", low), ("_high", high))}
 
     return {
-        "base": {"name": compare.BASE},
+        "base": {"name": side_by_side.BASE},
         "data": {"train_examples": 720, "evaluation_examples": 240},
         "metrics": {"base": scores(0.5, 0.44, 0.56), "trained": scores(accuracy, low, high)},
         "parameters": {"trained": 300_000, "share": 0.015},
@@ -40,10 +40,10 @@ def demo_of(call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return SheetResult(folder / "sheet.png", 9.5, 18)
 
     def run(*score: float, json_wanted: bool = False, paints=sheet):
-        monkeypatch.setattr(compare, "_train", lambda *given: _record(*score))
+        monkeypatch.setattr(side_by_side, "_train", lambda *given: _record(*score))
         told = [{"text": "fine", "label": "positive", "score": 0.9}]
-        monkeypatch.setattr(compare, "_predictions", lambda folder: told)
-        monkeypatch.setattr(compare, "scene_sheet", paints)
+        monkeypatch.setattr(side_by_side, "_predictions", lambda folder: told)
+        monkeypatch.setattr(side_by_side, "scene_sheet", paints)
         return call("demo", "--out", tmp_path / "demo", *(["--json"] if json_wanted else []))
 
     return run
@@ -76,44 +76,44 @@ def test_a_gain_within_chance_is_none(demo_of) -> None:
 
 
 def test_an_earlier_demo_is_replaced(tmp_path: Path) -> None:
-    folder = compare.demo_folder(str(tmp_path / "demo"))
+    folder = side_by_side.demo_folder(str(tmp_path / "demo"))
     (folder / "lora").mkdir()
     (folder / "lora" / "run.json").write_text("{}")
-    compare.demo_folder(str(folder))
-    assert [path.name for path in folder.iterdir()] == [compare.MARKER]
+    side_by_side.demo_folder(str(folder))
+    assert [path.name for path in folder.iterdir()] == [side_by_side.MARKER]
 
 
 @pytest.mark.parametrize("marker", [None, "{}", "no JSON", '{"loraloom": "something else"}'])
 def test_a_folder_of_someone_else_is_refused(marker: str | None, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     if marker is not None:
-        (tmp_path / compare.MARKER).write_text(marker)
+        (tmp_path / side_by_side.MARKER).write_text(marker)
     with pytest.raises(OutputError, match="not an earlier demo's"):
-        compare.demo_folder(str(tmp_path))
+        side_by_side.demo_folder(str(tmp_path))
     assert (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_a_demo_that_something_was_put_into_is_refused(tmp_path: Path) -> None:
-    folder = compare.demo_folder(str(tmp_path / "demo"))
+    folder = side_by_side.demo_folder(str(tmp_path / "demo"))
     (folder / "notes.txt").write_text("mine")
     with pytest.raises(OutputError, match="not an earlier demo's"):
-        compare.demo_folder(str(folder))
+        side_by_side.demo_folder(str(folder))
     assert (folder / "notes.txt").read_text() == "mine"
 
 
 def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "demo").write_text("mine")
     with pytest.raises(OutputError, match="is a file"):
-        compare.demo_folder(str(tmp_path / "demo"))
+        side_by_side.demo_folder(str(tmp_path / "demo"))
 
 
 def test_an_error_of_a_training_process_is_told_as_its_own() -> None:
     told = json.dumps({"error": {"kind": "ConfigError", "message": "rank is 0"}})
-    assert isinstance(compare._child_error(told, 2), ConfigError)
+    assert isinstance(side_by_side._child_error(told, 2), ConfigError)
     assert isinstance(
-        compare._child_error(json.dumps({"error": {"kind": "KeyError", "message": "x"}}), 1), RuntimeError
+        side_by_side._child_error(json.dumps({"error": {"kind": "KeyError", "message": "x"}}), 1), RuntimeError
     )
-    assert "status -9" in str(compare._child_error("", -9))
+    assert "status -9" in str(side_by_side._child_error("", -9))
 
 
 def test_the_whole_demo(
@@ -124,13 +124,13 @@ def test_the_whole_demo(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(compare, "BASE", str(tiny_base))
-    monkeypatch.setattr(compare, "TRAIN", str(train_file))
-    monkeypatch.setattr(compare, "TEST", str(eval_file))
-    monkeypatch.setattr(compare, "RATES", {"lora": "1e-2", "full": "2e-3"})
+    monkeypatch.setattr(side_by_side, "BASE", str(tiny_base))
+    monkeypatch.setattr(side_by_side, "TRAIN", str(train_file))
+    monkeypatch.setattr(side_by_side, "TEST", str(eval_file))
+    monkeypatch.setattr(side_by_side, "RATES", {"lora": "1e-2", "full": "2e-3"})
     outcome = call("demo", "--out", tmp_path / "demo", "--epochs", 30, "--json")
     assert outcome.status == 0, outcome.err
     assert [row["name"] for row in outcome.data["rows"]] == ["base", "lora", "full"]
     assert Path(outcome.data["adapter"], "adapter_model.safetensors").is_file()
-    assert json.loads((tmp_path / "demo" / compare.MARKER).read_text("utf-8")) == outcome.data
+    assert json.loads((tmp_path / "demo" / side_by_side.MARKER).read_text("utf-8")) == outcome.data
     assert call("predict", outcome.data["adapter"], "--text", "the soup was great").status == 0

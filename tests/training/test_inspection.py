@@ -15,6 +15,7 @@ from tiny_task import TinyTask, tiny_config
 from torch import nn
 
 from loraloom.adapters import AdapterSet, attach
+from loraloom.adapters.spectrum import Spectrum, singular_values, site_values
 from loraloom.errors import TrainingError
 from loraloom.training.curves import draw_curves, smoothed
 from loraloom.training.evidence import (
@@ -29,7 +30,6 @@ from loraloom.training.evidence import (
 from loraloom.training.inspection import SiteReport, draw_inspection, inspect_run, rank_verdict
 from loraloom.training.restore import open_run
 from loraloom.training.run import train
-from loraloom.training.spectrum import Spectrum, singular_values, site_values
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

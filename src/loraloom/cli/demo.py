@@ -20,13 +20,13 @@ def demo(
     debug: Debug = False,
 ) -> None:
     """Train LoRA and full fine-tuning side by side on a small sentiment set."""
-    from loraloom.cli import compare, output
+    from loraloom.cli import output, side_by_side
 
-    folder = compare.demo_folder(out)
-    result = compare.compare(folder, epochs=epochs, seed=seed)
+    folder = side_by_side.demo_folder(out)
+    result = side_by_side.compare(folder, epochs=epochs, seed=seed)
     if json:
         output.emit(result)
     else:
-        compare.show(result)
+        side_by_side.show(result)
     if not result["success"]:
         raise typer.Exit(1)

@@ -16,7 +16,7 @@ from loraloom.formats.kohya import kohya_metadata, kohya_tensors
 from loraloom.formats.peft_file import AdapterFile
 from loraloom.formats.peft_write import PeftWriter
 from loraloom.formats.tensorfile import tensor_pieces, write_together
-from loraloom.formats.updates import Update, updates_of
+from loraloom.formats.updates import Updates, updates_of
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 """Precisions that files are written in, by their short names."""
@@ -68,7 +68,7 @@ def _as_file(adapters: AdapterSet, name: str) -> AdapterFile:
     return AdapterFile(writer.config(None, None), writer.tensors(), {}, Path(f"adapter {name!r}"))
 
 
-def pure_updates(file: AdapterFile) -> dict[str, Update]:
+def pure_updates(file: AdapterFile) -> Updates:
     """The updates of an adapter that has nothing else. Raises FormatError naming heads, biases and the like."""
     updates, rest = updates_of(file)
     if rest:

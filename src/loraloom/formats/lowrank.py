@@ -15,6 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from loraloom.adapters.product import Product
+
 Tensors = Mapping[str, Tensor]
 """Of one layer, by role; see `keys.ROLES`."""
 
@@ -228,18 +230,13 @@ def cut(factors: LowRank, rank: int) -> LowRank:
     """The best factors of at most this rank (Eckart–Young), by QR of the factors and an SVD of what is small."""
     if factors.a.shape[0] <= rank:
         return factors
-    a, b = factors.a.double().flatten(1), factors.b.double().flatten(1)
-    if b.shape[1] != a.shape[0]:
+    if factors.b.shape[1] != factors.a.shape[0]:
         raise ValueError("it is a grouped convolution, which is not cut to another rank")
-    left, core_b = torch.linalg.qr(b)
-    right, core_a = torch.linalg.qr(a.t())
-    u, s, v = torch.linalg.svd(core_b @ core_a.t())
-    keep = min(rank, len(s))
-    root = s[:keep].sqrt()
-    new_b = ((left @ u[:, :keep]) * root).float()
-    new_a = (root[:, None] * (v[:keep] @ right.t())).float()
-    error = float(s[keep:].norm() / s.norm()) if float(s.norm()) else 0.0
+    whole = Product.of(factors.b, factors.a).svd()
+    kept = whole.product(rank)
     ones = (1,) * (factors.a.dim() - 2)
     return factors._replace(
-        a=new_a.reshape(keep, *factors.a.shape[1:]), b=new_b.reshape(*new_b.shape, *ones), error=error
+        a=kept.a.float().reshape(kept.rank, *factors.a.shape[1:]),
+        b=kept.b.float().reshape(*kept.b.shape, *ones),
+        error=whole.left_out(rank),
     )

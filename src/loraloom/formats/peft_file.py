@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from loraloom.errors import FormatError, one_error
 from loraloom.formats.peft_config import PeftConfig
 from loraloom.formats.peft_settings import HEADER, VERSION
-from loraloom.formats.tensorfile import read_tensors
+from loraloom.formats.stored import StoredTensors, is_finite
+from loraloom.formats.tensorfile import read_header, read_tensors
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -61,28 +61,33 @@ class AdapterFile:
         return data
 
 
-def read_folder(folder: Path | str) -> AdapterFile:
-    """Read and check an adapter folder. Raises FormatError that names the file and everything wrong in it."""
+def read_folder(folder: Path | str, *, stored: bool = False) -> AdapterFile:
+    """Read and check an adapter folder. Raises FormatError that names the file and everything wrong in it.
+
+    With `stored` the tensors stay on the disk, each read, and its values checked, when it is asked for.
+    """
     path = _adapter_folder(Path(folder))
     config = read_config(path / CONFIG_NAME)
     PeftConfig.of(config, str(path / CONFIG_NAME))
-    tensors, metadata = read_tensors(_weights(path))
-    faults = [] if tensors else ["there is no tensor in it"]
+    weights = _weights(path)
+    header = read_header(weights)
+    tensors = StoredTensors(weights, finite=True) if stored else read_tensors(weights)[0]
+    faults = [] if header.shapes else ["there is no tensor in it"]
+    faults += [] if stored else [_not_finite(key) for key, tensor in tensors.items() if not is_finite(tensor)]
     faults += [
-        f"tensor {key!r} holds values that are not finite"
-        for key, tensor in tensors.items()
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all()
-    ]
-    faults += [
-        f"tensor {key!r} holds {str(tensor.dtype).removeprefix('torch.')}, expected floating-point numbers"
-        for key, tensor in tensors.items()
-        if ".lora_" in key and not tensor.is_floating_point()
+        f"tensor {key!r} holds {str(dtype).removeprefix('torch.')}, expected floating-point numbers"
+        for key, dtype in header.dtypes.items()
+        if ".lora_" in key and not dtype.is_floating_point
     ]
     if faults:
-        raise one_error(FormatError, str(path / WEIGHTS_NAME), faults)
-    file = AdapterFile(config, tensors, metadata, path)
+        raise one_error(FormatError, str(weights), faults)
+    file = AdapterFile(config, tensors, header.metadata, path)
     _ = file.ours
     return file
+
+
+def _not_finite(key: str) -> str:
+    return f"tensor {key!r} holds values that are not finite"
 
 
 def _adapter_folder(folder: Path) -> Path:

@@ -55,6 +55,8 @@ class Header:
     shapes: Mapping[str, tuple[int, ...]]
     dtypes: Mapping[str, torch.dtype]
     metadata: Mapping[str, str]
+    places: Mapping[str, tuple[int, int]]
+    """First byte of each tensor in the file, and the one after its last."""
 
 
 def read_header(path: Path) -> Header:
@@ -75,7 +77,10 @@ def read_header(path: Path) -> Header:
     if faults:
         raise one_error(FormatError, f"{path}: the safetensors header is damaged", faults)
     shapes = {name: tuple(claim["shape"]) for name, claim in header.items()}
-    return Header(shapes, {name: _DTYPES[claim["dtype"]] for name, claim in header.items()}, metadata)
+    dtypes = {name: _DTYPES[claim["dtype"]] for name, claim in header.items()}
+    start = path.stat().st_size - data_size
+    places = {entry.name: (start + entry.begin, start + entry.end) for entry in entries}
+    return Header(shapes, dtypes, metadata, places)
 
 
 def read_tensors(path: Path, only: Iterable[str] | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -175,18 +180,29 @@ def tensor_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     Same tensors and metadata, same bytes: names are sorted, which the library's own writer does not do for
     metadata.
     """
+    outline = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in tensors.items()}
+    yield header_bytes(outline, metadata)
+    for name in sorted(tensors):
+        yield tensor_bytes(tensors[name])
+
+
+def header_bytes(outline: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
+    """What a safetensors file begins with, from the dtypes and shapes alone; the tensors follow in order of names."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
     position = 0
-    for name, tensor in sorted(tensors.items()):
-        end = position + tensor.numel() * tensor.element_size()
-        offsets = [position, end]
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": offsets}
+    for name, (dtype, shape) in sorted(outline.items()):
+        end = position + prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
     text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
-    yield len(text).to_bytes(8, "little") + text
-    for _, tensor in sorted(tensors.items()):
-        yield tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return len(text).to_bytes(8, "little") + text
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """A tensor as a safetensors file has it."""
+    data: memoryview = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return data
 
 
 def write_together(files: Mapping[Path, Iterable[Buffer]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraloom.adapters.product import Product
 from loraloom.errors import FormatError, one_error
+from loraloom.formats.peft_config import PeftConfig
 from loraloom.formats.peft_file import AdapterFile
 from loraloom.formats.peft_names import PREFIX
 from loraloom.formats.peft_settings import HEADER
@@ -59,27 +61,29 @@ class Update:
 
     def delta(self) -> Tensor:
         """ΔW in the weight's own shape, float64; of a grouped convolution as its wide A has it."""
-        shape = (self.b.shape[0], *self.a.shape[1:])
-        delta = (self._b_flat() @ self._a_flat() * self.scale).reshape(shape)
+        delta = self.product().dense().reshape(self.b.shape[0], *self.a.shape[1:])
         return delta.t() if self.lookup else delta
+
+    def product(self) -> Product:
+        """ΔW as a matrix, (out, in·k…), kept as its factors; of an embedding its transpose (dim, number)."""
+        b = self.b.detach().double().flatten(1)
+        return Product.of(b if self.groups == 1 else self._wide(b), self.a, self.scale)
 
     def norm(self) -> float:
         """‖ΔW‖_F without forming ΔW."""
-        return _product_norm(self._b_flat() * self.scale, self._a_flat())
+        return self.product().norm()
 
     def difference(self, other: Update) -> float:
         """‖ΔW − ΔW'‖_F / ‖ΔW‖_F without forming either; infinite where the shapes of the weights differ.
 
-        Both are one product of stacked factors, [sB, −s'B'] [A; A'], whose norm is that of the small product of the
-        triangular parts of their QR decompositions.
+        Both are one product of stacked factors, [sB, −s'B'] [A; A'].
         """
         if self._same_bits(other):
             return 0.0
-        ours, theirs = (self._b_flat(), self._a_flat()), (other._b_flat(), other._a_flat())
-        if ours[0].shape[0] != theirs[0].shape[0] or ours[1].shape[1] != theirs[1].shape[1]:
+        ours, theirs = self.product(), other.product()
+        if ours.shape != theirs.shape:
             return math.inf
-        b = torch.cat([ours[0] * self.scale, theirs[0] * -other.scale], dim=1)
-        distance, norm = _product_norm(b, torch.cat([ours[1], theirs[1]])), self.norm()
+        distance, norm = Product.total([ours, theirs.scaled(-1.0)]).norm(), ours.norm()
         return distance / norm if norm else (math.inf if distance else 0.0)
 
     def _same_bits(self, other: Update) -> bool:
@@ -88,14 +92,8 @@ class Update:
             one.numel() == two.numel() and torch.equal(one.flatten(1), two.flatten(1)) for one, two in pairs
         )
 
-    def _a_flat(self) -> Tensor:
-        return self.a.detach().double().flatten(1)
-
-    def _b_flat(self) -> Tensor:
-        """B (out, R); with groups each output row stands in its own group's columns."""
-        b = self.b.detach().double().flatten(1)
-        if self.groups == 1:
-            return b
+    def _wide(self, b: Tensor) -> Tensor:
+        """A grouped convolution's B (out, R): each output row stands in its own group's columns."""
         wide = b.new_zeros(b.shape[0], self.rank)
         rows, columns = b.shape[0] // self.groups, b.shape[1]
         for group in range(self.groups):
@@ -118,13 +116,6 @@ class Update:
         if not all(bool(torch.isfinite(tensor).all()) for tensor in (a, b)):
             return [f"{self.path!r} holds values that are not finite"]
         return []
-
-
-def _product_norm(b: Tensor, a: Tensor) -> float:
-    """‖B A‖_F of B (out, R) and A (R, in)."""
-    left = torch.linalg.qr(b, mode="r").R if b.shape[0] > b.shape[1] else b
-    right = torch.linalg.qr(a.t(), mode="r").R.t() if a.shape[1] > a.shape[0] else a
-    return float(torch.linalg.matrix_norm(left @ right))
 
 
 def as_peft(updates: Iterable[Update], path: Path, metadata: Mapping[str, str]) -> AdapterFile:
@@ -181,29 +172,49 @@ def _plain(number: float) -> float | int:
     return int(number) if float(number).is_integer() else number
 
 
-def updates_of(file: AdapterFile) -> tuple[dict[str, Update], list[str]]:
+def updates_of(file: AdapterFile) -> tuple[Updates, list[str]]:
     """The updates of an adapter in PEFT's vocabulary by path, and the keys that are none (heads, biases …).
 
     rsLoRA's alpha / √rank becomes an alpha of alpha · √rank, which gives the same scale everywhere.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, str]] = {}
     rest: list[str] = []
-    for key, tensor in file.tensors.items():
+    for key in file.tensors:
         match = _FACTOR.fullmatch(key.removeprefix(PREFIX)) if key.startswith(PREFIX) else None
         if match is None or "base_layer" in match["path"].split("."):
             rest.append(key)
-            continue
-        roles = found.setdefault(match["path"], {"lookup": match["lookup"] is not None})
-        roles["bias" if match["what"] == "bias" else match["role"] or match["lookup"]] = tensor
-    config = file.peft
-    updates = {}
-    for path, roles in found.items():
-        if not {"A", "B"} <= set(roles):
-            rest += [key for key in file.tensors if key.startswith(f"{PREFIX}{path}.lora_")]
-            continue
-        alpha = config.scale(path) * int(roles["A"].shape[0])
-        updates[path] = Update(path, roles["A"], roles["B"], alpha, roles["lookup"], roles.get("bias"))
-    return updates, rest
+        elif match["lookup"]:
+            found.setdefault(match["path"], {})[f"lookup {match['lookup']}"] = key
+        else:
+            found.setdefault(match["path"], {})["bias" if match["what"] == "bias" else match["role"]] = key
+    whole = {
+        path: keys for path, keys in found.items() if {"A", "B"} <= set(keys) or {"lookup A", "lookup B"} <= set(keys)
+    }
+    rest += [key for path, keys in found.items() if path not in whole for key in keys.values()]
+    return Updates(file.tensors, file.peft, whole), rest
+
+
+class Updates(Mapping[str, Update]):
+    """The updates of an adapter by path, each made when it is asked for: a file that is read tensor by tensor need
+    not be in memory as a whole."""
+
+    def __init__(
+        self, tensors: Mapping[str, Tensor], config: PeftConfig, keys: Mapping[str, Mapping[str, str]]
+    ) -> None:
+        self._tensors, self._config, self._keys = tensors, config, keys
+
+    def __getitem__(self, path: str) -> Update:
+        keys = self._keys[path]
+        lookup = "lookup A" in keys
+        a, b = (self._tensors[keys[f"lookup {role}" if lookup else role]] for role in "AB")
+        bias = self._tensors[keys["bias"]] if "bias" in keys else None
+        return Update(path, a, b, self._config.scale(path) * int(a.shape[0]), lookup, bias)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
 
 _ALWAYS = re.compile(r"unet\..*\.conv_shortcut")

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from loraloom.adapters.spectrum import Spectrum, singular_values
 from loraloom.formats import read_any
 from loraloom.tasks import create_task
 from loraloom.training.inspection import SiteReport, draw_inspection, inspect_run, rank_verdict
 from loraloom.training.restore import open_run
-from loraloom.training.spectrum import Spectrum, singular_values
 
 _A, _B = ".lora_A.weight", ".lora_B.weight"
 _PREFIX = "base_model.model."

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from loraloom.errors import ConfigError
-from loraloom.formats.convert import FORMATS
+from loraloom.formats.writing import FORMATS
 from loraloom.studio.converting import write_as
 from loraloom.studio.desk import Desk
 from loraloom.studio.looking import facts_of, inspect_folder, layer_rows, layers_of, metadata_of, side_by_side

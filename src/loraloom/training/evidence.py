@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from loraloom.adapters import AdapterSet
 from loraloom.adapters.quantized import dense_weight
+from loraloom.adapters.spectrum import Spectrum, site_values
 from loraloom.training.output import NothingMoved
-from loraloom.training.spectrum import Spectrum, site_values
 
 Rows = list[dict[str, Any]]
 

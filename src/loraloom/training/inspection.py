@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from loraloom.adapters.spectrum import Spectrum, site_values
 from loraloom.training.config import TrainConfig
 from loraloom.training.curves import BLUE, GREY, LIGHT, png_bytes
 from loraloom.training.evidence import base_norm, pattern_table, weight_changes
@@ -22,7 +23,6 @@ from loraloom.training.files import write_bytes
 from loraloom.training.job import ADAPTER
 from loraloom.training.prepare import load_base
 from loraloom.training.restore import Opened
-from loraloom.training.spectrum import Spectrum, site_values
 
 _CHANGE = "Oranges"
 _USED_UP, _HALF = 0.9, 0.5

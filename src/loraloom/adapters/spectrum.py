@@ -9,19 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from loraloom.adapters import AdapterSet, Site
+from loraloom.adapters.adapterset import AdapterSet
+from loraloom.adapters.product import Product
+from loraloom.adapters.site import Site
 
 
 def singular_values(a: Tensor, b: Tensor, scale: float) -> list[float]:
-    """Singular values of scale · B·A, largest first; A (R, …) and B (O, R, …) as matrices, float64 inside.
-
-    With B = Q₁R₁ and Aᵀ = Q₂R₂ they are those of the R × R matrix R₁R₂ᵀ, as Q₁ and Q₂ are orthonormal.
-    """
-    down = a.detach().cpu().double().reshape(a.shape[0], -1)
-    up = b.detach().cpu().double().reshape(b.shape[0], -1)
-    _, right = torch.linalg.qr(down.t())
-    _, left = torch.linalg.qr(up)
-    values: list[float] = (torch.linalg.svdvals(left @ right.t()) * abs(scale)).tolist()
+    """Singular values of scale · B·A, largest first; A (R, …) and B (O, R, …) as matrices, float64 inside."""
+    values: list[float] = (Product.of(b.cpu(), a.cpu()).singular_values() * abs(scale)).tolist()
     return values
 
 
