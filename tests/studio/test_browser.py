@@ -42,6 +42,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     browser.needed()
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     from loraloom.studio import page
+    from loraloom.studio.address import Address
 
     root = tmp_path_factory.mktemp("studio")
     os.environ["GRADIO_TEMP_DIR"] = str(root / "uploads")
@@ -51,7 +52,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     painter = FakePainter(root / "adapters")
     desk = Desk(painter, Places((root / "adapters",), root / "pictures", root / "runs", (root,)))
     built = page.build(desk)
-    url = page.serve(built, desk, page.Address(), block=False)
+    url = page.serve(built, desk, Address(), block=False)
     with browser.browser(root / "profile") as context:
         yield Studio(url, desk, painter, context, Tab(context, url).ready(), root)
     built.close(verbose=False)
@@ -220,9 +221,10 @@ def test_no_foreign_name_leads_here(studio: Studio) -> None:
 
 def test_a_password_is_asked_for(studio: Studio) -> None:
     from loraloom.studio import page
+    from loraloom.studio.address import Address
 
     built = page.build(studio.desk)
-    url = page.serve(built, studio.desk, page.Address(password="right-one"), block=False)
+    url = page.serve(built, studio.desk, Address(password="right-one"), block=False)
     try:
         tab = Tab(studio.context, url)
         for word in ("wrong-one", "right-one"):

@@ -18,10 +18,9 @@ from loraloom.cli.options import Debug, Json
 from loraloom.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
-    from loraloom.studio.page import Address
+    from loraloom.studio.address import Address
     from loraloom.studio.places import Places
 
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LIBRARIES = {"gradio": "studio", "diffusers": "images"}
 
 _ENVIRONMENT = {
@@ -81,7 +80,7 @@ def studio(
     reads = [_folder(name, "--data") for name in data] or [Path.cwd()]
     known = None if embeddings is None else _folder(embeddings, "--embeddings")
     places = Places(tuple(folders), Path(pictures), Path(runs), tuple(reads), known)
-    from loraloom.studio.page import Address
+    from loraloom.studio.address import Address
 
     address = Address(host, port, _password(host, password))
     with tempfile.TemporaryDirectory(prefix="loraloom-page-") as uploads:
@@ -109,7 +108,9 @@ def _password(host: str, given: str | None) -> str | None:
     """The password to ask for; None on loopback, where only this machine's users can come from."""
     if given is not None and len(given) < 8:
         raise ConfigError("--password: 8 characters are the least")
-    return given if given is not None or host in _LOOPBACK else secrets.token_urlsafe(12)
+    from loraloom.studio.address import LOOPBACK
+
+    return given if given is not None or host in LOOPBACK else secrets.token_urlsafe(12)
 
 
 def _open(base: str, places: Places, address: Address, *, as_json: bool) -> None:

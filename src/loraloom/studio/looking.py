@@ -7,16 +7,13 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from loraloom.adapters.spectrum import Spectrum, singular_values
+from loraloom.adapters.spectrum import Spectrum
 from loraloom.formats import read_any
+from loraloom.formats.updates import Update, updates_of
 from loraloom.tasks import create_task
 from loraloom.training.inspection import SiteReport, draw_inspection, inspect_run, rank_verdict
 from loraloom.training.restore import open_run
 
-_A, _B = ".lora_A.weight", ".lora_B.weight"
-_PREFIX = "base_model.model."
 _UNSHOWN = ("metadata", "path", "size")
 
 
@@ -45,9 +42,23 @@ def side_by_side(entries: Sequence[Any]) -> tuple[list[str], list[list[str]]]:
 
 def layers_of(path: Path) -> tuple[str, list[SiteReport]]:
     """A sentence on how much of the rank is used, and every layer, the strongest first; from the file alone."""
-    file = read_any(path)
-    sites = _sites(file.tensors, file.config)
+    updates, _ = updates_of(read_any(path))
+    sites = [_report(update) for update in updates.values()]
     return rank_verdict(sites), sorted(sites, key=lambda site: -site.change)
+
+
+def _report(update: Update) -> SiteReport:
+    spectrum = Spectrum(tuple(update.product().singular_values().tolist()))
+    return SiteReport(
+        path=update.path,
+        relative_change=0.0,
+        change=spectrum.norm,
+        rank=update.rank,
+        effective_rank=spectrum.effective_rank,
+        rank_90=spectrum.rank_for(0.90),
+        rank_99=spectrum.rank_for(0.99),
+        singular_values=spectrum.values,
+    )
 
 
 def layer_rows(sites: Sequence[SiteReport]) -> tuple[list[str], list[list[str]]]:
@@ -64,37 +75,6 @@ def inspect_folder(folder: Path, picture: Path) -> str:
     found = inspect_run(open_run(folder, create_task))
     draw_inspection(picture, found)
     return found.verdict
-
-
-def _sites(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> list[SiteReport]:
-    sites = []
-    for name, down in tensors.items():
-        up = tensors.get(name.removesuffix(_A) + _B)
-        if not name.endswith(_A) or up is None or up.shape[1] != down.shape[0]:
-            continue
-        path = name.removesuffix(_A).removeprefix(_PREFIX)
-        spectrum = Spectrum(tuple(singular_values(down, up, _scale(config, path, down.shape[0]))))
-        sites.append(
-            SiteReport(
-                path=path,
-                relative_change=0.0,
-                change=spectrum.norm,
-                rank=down.shape[0],
-                effective_rank=spectrum.effective_rank,
-                rank_90=spectrum.rank_for(0.90),
-                rank_99=spectrum.rank_for(0.99),
-                singular_values=spectrum.values,
-            )
-        )
-    return sites
-
-
-def _scale(config: Mapping[str, Any], path: str, rank: int) -> float:
-    """alpha / rank of one layer, as PEFT's configuration has it: an own alpha wins over the general one."""
-    own = config.get("alpha_pattern") or {}
-    alpha = next((value for name, value in own.items() if path == name or path.endswith(f".{name}")), None)
-    alpha = alpha if alpha is not None else config.get("lora_alpha", rank)
-    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 
 
 def _size(path: Path) -> str:

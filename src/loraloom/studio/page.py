@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
@@ -10,6 +9,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from loraloom.studio import paint_events, tab_adapters, tab_gallery, tab_grid, tab_paint, tab_train
+from loraloom.studio.address import LOOPBACK, Address
 from loraloom.studio.desk import Desk
 from loraloom.studio.ui import ASSETS, asset, page_of
 
@@ -17,7 +17,6 @@ MAX_UPLOAD = "64mb"
 """Largest file that the page takes."""
 USER = "studio"
 """The name to sign in with where a password is asked for."""
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 _HEAD = """
 <div class="ll-head"><h1>Loraloom studio</h1><p>{base}</p>
@@ -26,16 +25,6 @@ _HEAD = """
 # System fonts, and none fetched: gradio's own themes name fonts of a web service.
 _FONT = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif")
 _MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where the page listens, and who may see it."""
-
-    host: str = "127.0.0.1"
-    port: int | None = None
-    """None: the first free one from 7860."""
-    password: str | None = None
 
 
 def build(desk: Desk) -> Any:

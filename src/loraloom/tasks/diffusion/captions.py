@@ -16,12 +16,12 @@ from loraloom.data.captions import TEXT, absent_caption, caption_file, read_capt
 from loraloom.data.config import DataConfig
 from loraloom.data.files import METADATA, read_files
 from loraloom.data.pictures import PICTURES, frames_note
+from loraloom.data.records import first_few
 from loraloom.data.table import Example, Role, Table
 from loraloom.errors import DataError
 
 IDENTITY = ("file", TEXT.name)
 """Roles that make no two examples the same: a prompt may serve all pictures of a subject."""
-_MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -109,10 +109,7 @@ def _sentence(source: str, faults: Sequence[str], count: int) -> str:
     how = "expected a table beside them (metadata.jsonl), NAME.txt for each, or options.instance_prompt for all"
     if len(faults) == count:
         return f"{source}: none of its {count} pictures has a caption, e.g. {faults[0]}; {how}"
-    more = f"; and {len(faults) - _MOST_NAMED} more" if len(faults) > _MOST_NAMED else ""
-    return (
-        f"{source}: {len(faults)} of {count} pictures have no caption: {'; '.join(faults[:_MOST_NAMED])}{more}; {how}"
-    )
+    return f"{source}: {len(faults)} of {count} pictures have no caption: {first_few(faults)}; {how}"
 
 
 def orders(caption: str, count: int) -> list[str]:

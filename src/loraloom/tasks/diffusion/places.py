@@ -13,10 +13,9 @@ from typing import Any
 import huggingface_hub
 from huggingface_hub import constants as hub_constants
 from huggingface_hub.errors import HFValidationError
-from safetensors import SafetensorError, safe_open
 
 from loraloom.errors import BaseModelError, suggest
-from loraloom.tasks.models.bases import HUB_TIMEOUT
+from loraloom.tasks.models.bases import HUB_TIMEOUT, check_whole
 
 SHIPPED = Path(__file__).resolve().parents[2] / "imaging"
 """The folder whose subfolders with a model_index.json are bases of the package; each goes by its folder's name."""
@@ -123,17 +122,6 @@ def _part_weights(folder: Path) -> tuple[list[Path], str | None]:
             "give the new folder"
         )
     raise BaseModelError(f"base model: {folder} holds no weights, a .safetensors file is expected")
-
-
-def check_whole(file: Path) -> None:
-    """Raise BaseModelError unless this is a whole safetensors file with a tensor in it."""
-    try:
-        with safe_open(file, framework="pt") as stream:
-            empty = not list(stream.keys())
-    except (SafetensorError, OSError) as error:
-        raise BaseModelError(f"base model: {file} is not a whole safetensors file ({error}); fetch it again") from error
-    if empty:
-        raise BaseModelError(f"base model: {file} holds no tensor")
 
 
 def _from_hub(name: str) -> BasePlace:

@@ -175,11 +175,12 @@ def _check_folder(folder: Path) -> list[Path]:
     if not files:
         raise BaseModelError(_no_weights(folder))
     for file in files:
-        _check_safetensors(file)
+        check_whole(file)
     return files
 
 
-def _check_safetensors(file: Path) -> None:
+def check_whole(file: Path) -> None:
+    """Raise BaseModelError unless this is a whole safetensors file with a tensor in it."""
     try:
         with safe_open(file, framework="pt") as stream:
             empty = not list(stream.keys())
