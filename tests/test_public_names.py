@@ -13,7 +13,8 @@ import loraloom
 NAMES = {
     "attach", "LoRA", "AdapterSet", "AdapterSpec", "adapters_of", "plan_attach", "save", "load",
     "train", "TrainConfig", "load_config", "create_task", "open_run", "evaluate", "predict",
-    "LoraloomError", "__version__",
+    "convert", "Conversion", "compare", "mix", "MixJob", "Weighted", "resize", "ResizeJob", "merge", "MergeJob",
+    "extract", "ExtractJob", "LoraloomError", "__version__",
 }  # fmt: skip
 
 

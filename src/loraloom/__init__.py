@@ -16,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from loraloom.adapters import AdapterSet, AdapterSpec, LoRA, adapters_of, attach, plan_attach
+    from loraloom.compose.compare import compare
+    from loraloom.compose.extract import ExtractJob, extract
+    from loraloom.compose.merge import MergeJob, merge
+    from loraloom.compose.mix import MixJob, mix
+    from loraloom.compose.resize import ResizeJob, resize
+    from loraloom.compose.weights import Weighted
     from loraloom.errors import LoraloomError
+    from loraloom.formats.convert import Conversion, convert
     from loraloom.formats.peft import load_adapter as load
     from loraloom.formats.peft import save_adapter as save
     from loraloom.tasks import create_task
@@ -43,6 +50,18 @@ __all__ = [
     "open_run",
     "evaluate",
     "predict",
+    "convert",
+    "Conversion",
+    "compare",
+    "mix",
+    "MixJob",
+    "Weighted",
+    "resize",
+    "ResizeJob",
+    "merge",
+    "MergeJob",
+    "extract",
+    "ExtractJob",
     "LoraloomError",
     "__version__",
 ]
@@ -63,6 +82,18 @@ _HOMES = {
     "open_run": "loraloom.training.restore:open_run",
     "evaluate": "loraloom.training.use:evaluate",
     "predict": "loraloom.training.use:predict",
+    "convert": "loraloom.formats.convert:convert",
+    "Conversion": "loraloom.formats.convert:Conversion",
+    "compare": "loraloom.compose.compare:compare",
+    "mix": "loraloom.compose.mix:mix",
+    "MixJob": "loraloom.compose.mix:MixJob",
+    "Weighted": "loraloom.compose.weights:Weighted",
+    "resize": "loraloom.compose.resize:resize",
+    "ResizeJob": "loraloom.compose.resize:ResizeJob",
+    "merge": "loraloom.compose.merge:merge",
+    "MergeJob": "loraloom.compose.merge:MergeJob",
+    "extract": "loraloom.compose.extract:extract",
+    "ExtractJob": "loraloom.compose.extract:ExtractJob",
     "LoraloomError": "loraloom.errors:LoraloomError",
 }
 

@@ -226,7 +226,10 @@ FAULTS: dict[str, tuple[dict[str, Tensor], str]] = {
     "whole numbers": ({**GOOD, UP: torch.ones(6, 4, dtype=torch.int32)}, "expected floating-point numbers"),
     "not finite": ({**GOOD, UP: torch.full((6, 4), float("inf"))}, "not finite"),
     "empty": ({DOWN: torch.zeros(0, 5), UP: torch.zeros(6, 0)}, "empty"),
-    "DoRA": ({**GOOD, f"{STEM}.dora_scale": torch.ones(6, 1)}, "DoRA, whose magnitudes"),
+    "DoRA by inputs": ({**GOOD, f"{STEM}.dora_scale": torch.ones(1, 5)}, "it is DoRA with magnitudes of shape"),
+    "DoRA of another size": ({**GOOD, f"{STEM}.dora_scale": torch.ones(7, 1)}, "it is DoRA with magnitudes of shape"),
+    "DoRA in whole numbers": ({**GOOD, f"{STEM}.dora_scale": torch.ones(6, 1, dtype=torch.int8)}, "floating-point"),
+    "DoRA that is not finite": ({**GOOD, f"{STEM}.dora_scale": torch.full((6, 1), float("nan"))}, "not finite"),
     "OFT": ({f"{STEM}.oft_blocks": torch.ones(2, 2, 2)}, "OFT, a rotation"),
     "a bias": ({**GOOD, f"{STEM}.diff_b": torch.ones(6)}, "a change of a bias"),
     "an unknown key": (

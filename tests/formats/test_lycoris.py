@@ -226,7 +226,7 @@ def test_loralib_on_its_base(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("a", "b", "told"),
     [
-        (random(2 * R, IN), random(2 * OUT, R), "MergedLinear with some parts left out"),
+        (random(2 * R, IN), random(2 * OUT, R), "MergedLinear with 2 of its 3 parts adapted"),
         (random(3, IN), random(OUT, 2), "do not fit each other"),
         (random(3), random(OUT, 3), "expected matrices"),
     ],

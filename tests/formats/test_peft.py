@@ -365,7 +365,7 @@ EXTRA = {
     ),
     "a module without a weight": ("layers.lora_A.weight", "'layers' is a ModuleList, which is not adapted so"),
     "a weight of the base": ("plain.weight", "is a weight of the base, which the config does not name"),
-    "a magnitude": ("layers.0.lora_magnitude_vector", "it is the magnitude of DoRA"),
+    "a magnitude": ("layers.0.lora_magnitude_vector", "is the magnitude of DoRA"),
     "trained tokens": ("tokens.token_adapter.trainable_tokens_delta", "it holds trained tokens"),
     "a bias behind B": ("layers.0.lora_B.bias", "belongs to nothing, where 'layers.0' is adapted so"),
     "a wrapper too many": ("layers.0.base_layer.lora_A.weight", "layers.0"),

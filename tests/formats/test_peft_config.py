@@ -36,7 +36,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "heads that are one name": ({"modules_to_save": "head"}, "modules_to_save is 'head', expected a list of names"),
     "blocks in words": ({"layers_to_transform": "1"}, "layers_to_transform is '1'"),
     "a flag in words": ({"use_rslora": "yes"}, "use_rslora is 'yes', expected true or false"),
-    "DoRA": ({"use_dora": True}, "adapters with DoRA cannot be read"),
+    "DoRA in words": ({"use_dora": "yes"}, "use_dora is 'yes', expected true or false"),
     "QALoRA": ({"use_qalora": True}, "QALoRA"),
     "trained tokens": ({"trainable_token_indices": [1]}, "trainable tokens"),
     "replication": ({"layer_replication": [[0, 2]]}, "layer replication"),
@@ -57,7 +57,7 @@ def test_refused_by_name(name: str) -> None:
 
 def test_every_fault_is_told() -> None:
     with pytest.raises(FormatError, match="3 faults"):
-        config(r=0, lora_alpha="x", use_dora=True)
+        config(r=0, lora_alpha="x", use_qalora=True)
 
 
 @pytest.mark.parametrize(

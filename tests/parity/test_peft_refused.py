@@ -65,7 +65,10 @@ REFUSED = {
         "peft_type is 'IA3': only adapters of peft_type 'LORA'",
     ),
     "LoHa": (peft.LoHaConfig(target_modules=["fc"]), "peft_type is 'LOHA'"),
-    "DoRA": (lora(target_modules=["fc"], use_dora=True), "use_dora is True: adapters with DoRA cannot be read"),
+    "DoRA": (
+        lora(target_modules=["fc"], use_dora=True),
+        "is an adapter of DoRA, whose magnitudes .* can be converted, but not attached, mixed or changed",
+    ),
     "PiSSA": (
         lora(target_modules=["fc"], init_lora_weights="pissa"),
         "init_lora_weights is 'pissa', which changes the base model's weights as well",

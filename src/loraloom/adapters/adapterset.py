@@ -61,8 +61,7 @@ class AdapterSet:
         self._training: bool | None = None
         self._merge: Merge | None = None
         self._before_merge: tuple[Any, Any, Any] = ({}, None, None)
-        self._required_grad = {name for name, p in model.named_parameters() if p.requires_grad}
-        model.requires_grad_(False)
+        self._required_grad = {name for name, p in model.named_parameters() if _frozen(p)}
 
     # -- adding and removing ------------------------------------------------------------------------
 
@@ -80,12 +79,20 @@ class AdapterSet:
         return self._placement.adapters[self._known(name)].plan
 
     def add(
-        self, name: str, spec: AdapterSpec | None = None, *, plan: AttachPlan | None = None, **settings: Any
+        self,
+        name: str,
+        spec: AdapterSpec | None = None,
+        *,
+        plan: AttachPlan | None = None,
+        tensors: Mapping[str, Tensor] | None = None,
+        **settings: Any,
     ) -> AttachPlan:
         """Add an adapter beside the others and make it the one that acts and trains.
 
-        `plan` is applied as it is, where the sites are known already (from a file), instead of planning anew.
-        Raises ConfigError for a name that is taken or cannot be one, TargetError where it does not fit.
+        `plan` is applied as it is, where the sites are known already (from a file), instead of planning anew; `tensors`
+        (as `tensors()` gives them) then fill it, and are its own from then on where they are of its dtype and device.
+        Raises ConfigError for a name that is taken or cannot be one, TargetError where it does not fit, FormatError
+        that names every tensor which does not.
         """
         if not name or not name.replace("-", "_").isidentifier():
             raise ConfigError(f"{name!r} cannot be the name of an adapter: use letters, digits, '_' and '-'")
@@ -94,9 +101,11 @@ class AdapterSet:
         self._refuse_if_merged("add an adapter")
         spec = spec or AdapterSpec.of(**settings)
         plan = plan or plan_attach(self.model, spec)
-        for sentence in plan.warnings:
+        if tensors is not None and (faults := tensor_faults(plan.shapes, tensors)):
+            raise one_error(FormatError, f"the tensors do not fit adapter {name!r}", faults)
+        for sentence in plan.warnings if tensors is None else ():  # what a file holds is no longer to be chosen
             warnings.warn(sentence, stacklevel=3)
-        self._placement.place(name, Placed(spec, plan))
+        self._placement.place(name, Placed(spec, plan), tensors)
         self.activate(name)
         self.set_trainable(name)
         return plan
@@ -118,9 +127,13 @@ class AdapterSet:
         for name in self.names:
             self.delete(name)
         self._placement.open_shortcuts()
+        self.unfreeze()
+        return self.model
+
+    def unfreeze(self) -> None:
+        """Let the parameters of the base receive gradients that did so before."""
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(name in self._required_grad)
-        return self.model
 
     # -- who acts -----------------------------------------------------------------------------------
 
@@ -377,6 +390,23 @@ class AdapterSet:
         return name
 
 
+def _frozen(parameter: nn.Parameter) -> bool:
+    """Whether a parameter, which no longer asks for a gradient, did so."""
+    required = parameter.requires_grad
+    parameter.requires_grad_(False)
+    return required
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor has no NaN and no infinity.
+
+    A sum is finite only where all numbers are, and takes a tenth of the time; large numbers can overflow it.
+    """
+    if not tensor.is_floating_point():
+        return True
+    return math.isfinite(tensor.sum()) or bool(torch.isfinite(tensor).all())
+
+
 def tensor_faults(expected: Mapping[str, Sequence[int]], found: Mapping[str, Tensor]) -> list[str]:
     """One sentence per tensor that is missing, left over, misshapen or not finite."""
     faults = [f"missing tensor {key!r} of shape {tuple(shape)}" for key, shape in expected.items() if key not in found]
@@ -385,6 +415,6 @@ def tensor_faults(expected: Mapping[str, Sequence[int]], found: Mapping[str, Ten
             faults.append(f"tensor {key!r} of shape {tuple(tensor.shape)} belongs to nothing{suggest(key, expected)}")
         elif tuple(tensor.shape) != tuple(expected[key]):
             faults.append(f"tensor {key!r} has shape {tuple(tensor.shape)}, expected {tuple(expected[key])}")
-        elif not torch.isfinite(tensor).all():
+        elif not is_finite(tensor):
             faults.append(f"tensor {key!r} holds values that are not finite")
     return faults

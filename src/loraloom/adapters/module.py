@@ -21,6 +21,7 @@ def attach(
     *,
     name: str = "default",
     plan: AttachPlan | None = None,
+    tensors: Mapping[str, Tensor] | None = None,
     **settings: Any,
 ) -> AdapterSet:
     """Freeze a model and attach an adapter to it; return the handle of all its adapters.
@@ -28,7 +29,7 @@ def attach(
     The settings are those of `AdapterSpec`, written as is convenient: `targets="query"` or a list, `layers`
     a number, list, range or "4-7". On a model that already has adapters, one more is added. The model itself
     is changed in place: call it as before, and train `adapters.parameters()`. `plan`, of `plan_attach` for this
-    model, is applied as it is.
+    model, is applied as it is, and filled with `tensors`; see `AdapterSet.add`.
 
     Raises ConfigError for a setting out of range, TargetError for a pattern that matches nothing; the model is
     then as it was.
@@ -45,15 +46,13 @@ def attach(
                 "another module around or inside this one has adapters already: attach to that one, "
                 "adapters_of(…).model, or detach it first"
             )
-        existing.add(name, spec, plan=plan)
+        existing.add(name, spec, plan=plan, tensors=tensors)
         return existing
-    required = [parameter for parameter in model.parameters() if parameter.requires_grad]
     adapters = AdapterSet(model)
     try:
-        adapters.add(name, spec, plan=plan)
+        adapters.add(name, spec, plan=plan, tensors=tensors)
     except BaseException:
-        for parameter in required:
-            parameter.requires_grad_(True)
+        adapters.unfreeze()
         raise
     return adapters
 

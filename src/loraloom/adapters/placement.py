@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from loraloom.adapters.initialise import INITIALISERS, site_generator
-from loraloom.adapters.layers import KINDS, Adapted, AdaptedParameters, adapted_class, layer_kind, slot_of
+from loraloom.adapters.layers import (
+    KINDS,
+    Adapted,
+    AdaptedParameters,
+    adapted_class,
+    layer_kind,
+    module_at,
+    parameter_at,
+    slot_of,
+)
 from loraloom.adapters.layers.base import Mixture, Slot, put_slot
 from loraloom.adapters.plan import AttachPlan
 from loraloom.adapters.site import Copied, Site
@@ -22,6 +31,7 @@ _SHORTCUTS = (
     (nn.TransformerEncoderLayer, "activation_relu_or_gelu"),
     (nn.TransformerEncoder, "use_nested_tensor"),
 )
+_WITH_SHORTCUTS = tuple(cls for cls, _ in _SHORTCUTS)
 
 
 class Placed(NamedTuple):
@@ -42,13 +52,13 @@ class Placement:
         self._mixture = mixture
         self._shortcuts: list[tuple[nn.Module, str, Any]] = []
 
-    def place(self, name: str, placed: Placed) -> None:
-        """Put a planned adapter into the layers, its factors freshly made."""
+    def place(self, name: str, placed: Placed, tensors: Mapping[str, Tensor] | None = None) -> None:
+        """Put a planned adapter into the layers: its factors freshly made, or `tensors` by "<path>|<role>"."""
         self.adapters[name] = placed
         for site in placed.plan.sites:
-            self._place_site(name, site, placed.spec)
+            self._place_site(name, site, placed.spec, tensors)
         for copied in placed.plan.copies:
-            self._place_copies(name, copied, placed.spec)
+            self._place_copies(name, copied, placed.spec, tensors)
         self._block_shortcuts()
 
     def remove(self, name: str) -> None:
@@ -83,7 +93,7 @@ class Placement:
     def delta(self, name: str, site: Site) -> Tensor:
         """ΔW of an adapter at one of its sites, in the weight's shape; at least float32."""
         slot = self.slots[site.module]
-        base = slot.module.get_parameter(site.parameter)
+        base = parameter_at(slot.module, site.parameter)
         dtype = torch.promote_types(base.dtype, torch.float32) if base.is_floating_point() else torch.float32
         a, b = (factor.detach().to(dtype) for factor in slot.factors(name, site.parameter))
         owner = slot.module.get_submodule(site.parameter.rpartition(".")[0])
@@ -92,35 +102,42 @@ class Placement:
     def _slot(self, path: str, mixin: type[Adapted]) -> Slot:
         slot = self.slots.get(path)
         if slot is None:
-            module = self.model.get_submodule(path)
+            module = module_at(self.model, path)
             slot = self.slots[path] = Slot(module, self._mixture, path)
             put_slot(module, slot)
             module.__class__ = adapted_class(mixin, slot.base_class)
         return slot
 
-    def _place_site(self, name: str, site: Site, spec: AdapterSpec) -> None:
+    def _place_site(self, name: str, site: Site, spec: AdapterSpec, tensors: Mapping[str, Tensor] | None) -> None:
         mixin = AdaptedParameters if site.substituted else cast("type[Adapted]", KINDS[site.kind])
         slot = self._slot(site.module, mixin)
         slot.sites.setdefault(name, {})[site.parameter] = site
         if site.shares is not None:
-            slot.owners[name] = self.model.get_submodule(site.shares)
+            slot.owners[name] = module_at(self.model, site.shares)
         else:
-            generator = site_generator(spec.seed, site.path)
-            factors = INITIALISERS[spec.init](site.shape_a, site.shape_b, KINDS[site.kind].lookup, generator)
-            device = slot.module.get_parameter(site.parameter).device
+            if tensors is None:
+                generator = site_generator(spec.seed, site.path)
+                factors = INITIALISERS[spec.init](site.shape_a, site.shape_b, KINDS[site.kind].lookup, generator)
+            else:
+                factors = tensors[f"{site.path}|A"], tensors[f"{site.path}|B"]
+            device = parameter_at(slot.module, site.parameter).device
             for role, factor in zip(FACTORS, factors, strict=True):
                 registered = slot.parameter(role, name, site.parameter)
-                slot.module.register_parameter(registered, nn.Parameter(factor.to(device, spec.dtype)))
+                slot.module.register_parameter(registered, _own(factor.to(device, spec.dtype)))
         slot.changed()
 
-    def _place_copies(self, name: str, copied: Copied, spec: AdapterSpec) -> None:
-        module = self.model.get_submodule(copied.module)
+    def _place_copies(self, name: str, copied: Copied, spec: AdapterSpec, tensors: Mapping[str, Tensor] | None) -> None:
+        module = module_at(self.model, copied.module)
         slot = self._slot(copied.module, _mixin_for(module, copied.role))
-        for parameter in copied.parameters:
+        for parameter, path in zip(copied.parameters, copied.paths, strict=True):
             slot.copies.setdefault(name, {})[parameter] = copied.role
-            base = module.get_parameter(parameter)
-            own = base.detach().to(torch.promote_types(base.dtype, spec.dtype), copy=True)
-            module.register_parameter(slot.parameter("copy", name, parameter), nn.Parameter(own))
+            base = parameter_at(module, parameter)
+            dtype = torch.promote_types(base.dtype, spec.dtype)
+            if tensors is None:
+                own = base.detach().to(dtype, copy=True)
+            else:
+                own = tensors[f"{path}|{copied.role}"].to(base.device, dtype)
+            module.register_parameter(slot.parameter("copy", name, parameter), _own(own))
         slot.changed()
 
     def _block_shortcuts(self) -> None:
@@ -128,11 +145,18 @@ class Placement:
         it is switched off, for adapters in those children would silently not act. So are the nested tensors that
         nn.TransformerEncoder makes for that path alone."""
         for module in self.model.modules():
-            switch = next((switch for cls, switch in _SHORTCUTS if isinstance(module, cls)), None)
-            value = getattr(module, switch, None) if switch else None
-            if switch and value and any(slot_of(child) is not None for child in module.modules()):
+            if not isinstance(module, _WITH_SHORTCUTS):
+                continue
+            switch = next(switch for cls, switch in _SHORTCUTS if isinstance(module, cls))
+            value = getattr(module, switch, None)
+            if value and any(slot_of(child) is not None for child in module.modules()):
                 self._shortcuts.append((module, switch, value))
                 setattr(module, switch, type(value)(0))
+
+
+def _own(tensor: Tensor) -> nn.Parameter:
+    """A parameter on this memory, with a version of its own."""
+    return nn.Parameter(tensor.detach().contiguous().data)
 
 
 def _mixin_for(module: nn.Module, role: str) -> type[Adapted]:

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from loraloom.adapters.layers import KINDS, AdaptedParameters, Additive, layer_kind, parameter_kind, slot_of
+from loraloom.adapters.layers import (
+    KINDS,
+    AdaptedParameters,
+    Additive,
+    layer_kind,
+    parameter_at,
+    parameter_kind,
+    slot_of,
+)
 from loraloom.adapters.site import Copied, Site
 from loraloom.adapters.spec import ALL_LINEAR, AdapterSpec
 from loraloom.adapters.targets import (
@@ -39,6 +48,14 @@ class AttachPlan:
     def size(self) -> int:
         """Numbers that will train."""
         return sum(site.size for site in self.sites) + sum(copy.size for copy in self.copies)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the tensors that train, by "<path>|<role>"."""
+        own = [site for site in self.sites if site.shares is None]
+        shapes = {f"{site.path}|A": site.shape_a for site in own} | {f"{site.path}|B": site.shape_b for site in own}
+        copied = [(copy, pair) for copy in self.copies for pair in zip(copy.paths, copy.shapes, strict=True)]
+        return shapes | {f"{path}|{copy.role}": shape for copy, (path, shape) in copied}
 
     def table(self) -> list[dict[str, Any]]:
         """One row per site and copy, for a dry run."""
@@ -78,9 +95,9 @@ class _Planner:
     def __init__(self, model: nn.Module, spec: AdapterSpec) -> None:
         self.model, self.spec = model, spec
         self.paths = list(every_path(model))
-        self.first_paths = {path: module for path, module in model.named_modules()}
+        self.first_paths = _first_paths(model, self.paths)
         self.layers = Layers.of(spec.layers, self.first_paths)
-        self.users = _weight_users(model)
+        self.users = _weight_users(self.first_paths)
         self.faults: list[str] = []
         self.warnings: list[str] = []
         self.used: set[tuple[str, str]] = set()
@@ -102,7 +119,7 @@ class _Planner:
 
     def _heads(self) -> list[Copied]:
         found: list[Copied] = []
-        for path, module in self.first_paths.items():
+        for path, module in self.first_paths.items() if self.spec.heads else ():
             pattern = self._first("heads", self.spec.heads, path) if path else None
             if pattern is None or any(path.startswith(f"{head.module}.") for head in found):
                 continue
@@ -166,7 +183,7 @@ class _Planner:
     def _aliases(self, path: str, module: nn.Module) -> list[str]:
         return [other for other, same in self.paths if same is module] if self.shared_modules else [path]
 
-    @property
+    @cached_property
     def shared_modules(self) -> bool:
         return len(self.paths) + 1 != len(self.first_paths)
 
@@ -205,6 +222,8 @@ class _Planner:
 
     def _parameter_sites(self, heads: list[Copied], chosen: list[Site]) -> list[Site]:
         sites: list[Site] = []
+        if not self.spec.parameters:
+            return sites
         taken = {f"{site.module}.{site.parameter}" for site in chosen}
         taken |= {site.module for site in chosen if not site.substituted}
         for module_path, module in self.first_paths.items():
@@ -225,7 +244,7 @@ class _Planner:
         return sites
 
     def _site(self, path: str, module: nn.Module, name: str, kind: str, pattern: str, substituted: bool) -> Site:
-        weight = module.get_parameter(name)
+        weight = parameter_at(module, name)
         full = f"{path}.{name}".lstrip(".") if substituted else path
         rank = self._rank(full)
         most = KINDS[kind].full_rank(weight, module)
@@ -250,7 +269,7 @@ class _Planner:
         chosen: dict[int, Site] = {}
         result = []
         for site in sites:
-            weight = self.first_paths[site.module].get_parameter(site.parameter)
+            weight = parameter_at(self.first_paths[site.module], site.parameter)
             users = self.users[id(weight)]
             if len(users) > 1 and id(weight) not in chosen:
                 result += self._tied(site, users)
@@ -296,12 +315,11 @@ class _Planner:
     def _check_unused(self) -> None:
         """A pattern that decided nothing is a mistake, never silence."""
         modules = [path for path, _ in self.paths]
-        parameters = list(base_parameters(self.model))
         for setting in ("targets", "exclude", "heads", "rank_pattern", "alpha_pattern", "parameters"):
             for pattern in getattr(self.spec, setting):
                 if (setting, pattern) in self.used or pattern == ALL_LINEAR:
                     continue
-                known = parameters if setting == "parameters" else modules
+                known = list(base_parameters(self.model)) if setting == "parameters" else modules
                 if not any(matches(pattern, path) for path in known):
                     what = "parameter" if setting == "parameters" else "module"
                     self.faults.append(f"{setting}: {no_match(pattern, known, what)}")
@@ -339,10 +357,21 @@ def _inside(path: str, heads: list[Copied]) -> bool:
     return any(path == head.module or path.startswith(f"{head.module}.") for head in heads)
 
 
-def _weight_users(model: nn.Module) -> dict[int, list[tuple[str, str]]]:
+def _first_paths(model: nn.Module, paths: Iterable[tuple[str, nn.Module]]) -> dict[str, nn.Module]:
+    """Every module by the first of its paths, the model itself by an empty one."""
+    found: dict[str, nn.Module] = {"": model}
+    seen = {id(model)}
+    for path, module in paths:
+        if id(module) not in seen:
+            seen.add(id(module))
+            found[path] = module
+    return found
+
+
+def _weight_users(modules: Mapping[str, nn.Module]) -> dict[int, list[tuple[str, str]]]:
     """By the identity of a parameter: every (module path, name) that holds it."""
     users: dict[int, list[tuple[str, str]]] = {}
-    for path, module in model.named_modules():
+    for path, module in modules.items():
         for name, parameter in module._parameters.items():
             if parameter is not None:
                 users.setdefault(id(parameter), []).append((path, name))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 from torch import nn
 
@@ -38,11 +39,20 @@ def matches(pattern: str, path: str) -> bool:
     >>> matches("re:.*[qk]_proj", "block.1.q_proj"), matches("ery", "layer.0.query")
     (True, False)
     """
+    return _matcher(pattern)(path)
+
+
+@lru_cache(maxsize=1024)
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """What tells whether a path is meant; a pattern is held against every module of a model."""
     if pattern.startswith("re:"):
-        return _regex(pattern).fullmatch(path) is not None
+        whole = _regex(pattern)
+        return lambda path: whole.fullmatch(path) is not None
     if any(sign in pattern for sign in "*?["):
-        return fnmatch.fnmatchcase(path, pattern) or fnmatch.fnmatchcase(path, f"*.{pattern}")
-    return path == pattern or path.endswith(f".{pattern}")
+        end = re.compile(r"(?s:.*\.)?" + fnmatch.translate(pattern))
+        return lambda path: end.match(path) is not None
+    behind = f".{pattern}"
+    return lambda path: path == pattern or path.endswith(behind)
 
 
 def _regex(pattern: str) -> re.Pattern[str]:

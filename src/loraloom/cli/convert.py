@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from loraloom.cli.adapter_source import adapter_path
 from loraloom.cli.options import Debug, Json
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def convert(
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", UserWarning)
-        certificate = run(Conversion(_source(source), Path(target), to, dtype, base_kind, rank, alpha, overwrite))
+        certificate = run(Conversion(adapter_path(source), Path(target), to, dtype, base_kind, rank, alpha, overwrite))
     notes = [str(warning.message) for warning in told if warning.category is UserWarning]
     if json:
         output.emit({**certificate.to_json(), "notes": notes})
@@ -71,14 +72,6 @@ def convert(
     if not certificate.holds:
         print(f"loraloom: {_verdict(certificate)}", file=sys.stderr)
         raise typer.Exit(1)
-
-
-def _source(given: str) -> Path:
-    """Where the adapter lies; a bare word that is no path here is the name of a style."""
-    from loraloom.imaging.shelf import AdapterShelf
-
-    is_word = given.replace("-", "_").isidentifier() and not Path(given).exists()
-    return AdapterShelf().find(given) if is_word else Path(given)
 
 
 def _show(certificate: Certificate, notes: list[str]) -> None:

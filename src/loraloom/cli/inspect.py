@@ -51,6 +51,8 @@ def _summary(record: dict[str, Any]) -> list[str]:
     """Sizes, the scores side by side, and how far the outputs moved."""
     from loraloom.cli import output
 
+    if "metrics" not in record:
+        return ["made from trained adapters and not scored itself; `loraloom evaluate` scores it"]
     parameters, metric, scores = record["parameters"], record["metric"], record["metrics"]
     share = output.is_share(record, metric)
     return [

@@ -35,6 +35,11 @@ VERBS = {
     "generate": "Make pictures from a prompt, with any number of weighted adapters.",
     "grid": "Make one sheet of pictures over adapter weights, prompts, seeds and more.",
     "convert": "Write an adapter file in another program's format, and prove that it is the same.",
+    "compare": "Show how adapters agree, interfere and weigh, before they are mixed.",
+    "mix": "Make one adapter of several, each by its weight, with the error printed.",
+    "resize": "Give an adapter the smallest rank that keeps what you ask for.",
+    "merge": "Fold adapters into a base model, as a checkpoint of its own.",
+    "extract": "Make an adapter of what a fine-tuned checkpoint has over its base.",
     "studio": "Open the web page for making pictures and training.",
     "demo": "Train LoRA and full fine-tuning side by side on a small sentiment set.",
 }

@@ -57,7 +57,7 @@ def load_any(model: nn.Module, path: Path | str, *, name: str = "default") -> Ad
     file = read_any(path, model=model)
     if file.path.is_file():  # its targets were read off its tensors: to hold these against them would find nothing
         file = replace(file, config={**file.config, "target_modules": None})
-    return attach_file(model, file, name)
+    return attach_file(model, file, name, copy=file.path.is_file())
 
 
 def locate_adapter(path: Path) -> Path:
@@ -97,7 +97,7 @@ def _peft(folder: Path, model: nn.Module | None) -> AdapterFile:
         return _placed(read_folder(folder), model)
     updates = []
     for part, own in parts.items():
-        found, rest = updates_of(read_folder(own))
+        found, rest = updates_of(read_folder(own), magnitudes=True)
         if rest:
             raise FormatError(f"{own}: {rest[0]!r} is no update of a layer, and cannot be joined with other parts")
         updates += [replace(update, path=f"{part}.{path}") for path, update in found.items()]
@@ -111,7 +111,7 @@ def _placed(file: AdapterFile, model: nn.Module | None) -> AdapterFile:
     """
     if model is None:
         return file
-    updates, rest = updates_of(file)
+    updates, rest = updates_of(file, magnitudes=True)
     resolver = Resolver(model)
     if rest or all(path in resolver.modules for path in updates):
         return file

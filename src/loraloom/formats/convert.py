@@ -67,8 +67,8 @@ def _compare(source: Path, target: Target, file: AdapterFile, written: Path, fac
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         again = read_any(written)
-    ours, rest = updates_of(file)
-    theirs, rest_again = updates_of(again)
+    ours, rest = updates_of(file, magnitudes=True)
+    theirs, rest_again = updates_of(again, magnitudes=True)
     limit = limit_of(target.torch_dtype)
     _check_whole(file, rest, again, rest_again, limit)
     read = {path: replace(update, error=file.errors.get(path, 0.0)) for path, update in ours.items()}

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from loraloom.errors import FormatError, one_error
 from loraloom.formats.families import FAMILIES, check_family
+from loraloom.formats.peft_file import MAGNITUDE
 from loraloom.formats.resolving import canonical, part_of
-from loraloom.formats.updates import Update, in_dtype, in_known_shape
+from loraloom.formats.updates import Update, in_dtype, in_known_shape, magnitude_like, some_with_magnitudes
 
 
 def diffusers_tensors(updates: Iterable[Update], kind: str | None, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -28,7 +29,7 @@ def diffusers_tensors(updates: Iterable[Update], kind: str | None, dtype: torch.
     """
     ordered = sorted(updates, key=lambda update: update.path)
     listed = [folded(in_known_shape(update, kind)) for update in ordered]
-    faults = [fault for update in listed for fault in _faults(update)]
+    faults = [fault for update in listed for fault in _faults(update)] + some_with_magnitudes(listed)
     if faults or not listed:
         raise one_error(FormatError, "this cannot be held by diffusers' file", faults or ["there is no update"])
     tensors: dict[str, Tensor] = {}
@@ -37,6 +38,8 @@ def diffusers_tensors(updates: Iterable[Update], kind: str | None, dtype: torch.
         path = canonical(update.path)
         tensors[f"{path}.lora_A.weight"] = written.a.contiguous()
         tensors[f"{path}.lora_B.weight"] = written.b.contiguous()
+        if written.magnitude is not None:
+            tensors[f"{path}.{MAGNITUDE}"] = magnitude_like(written)
     return tensors
 
 

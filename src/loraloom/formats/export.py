@@ -70,7 +70,7 @@ def _as_file(adapters: AdapterSet, name: str) -> AdapterFile:
 
 def pure_updates(file: AdapterFile) -> Updates:
     """The updates of an adapter that has nothing else. Raises FormatError naming heads, biases and the like."""
-    updates, rest = updates_of(file)
+    updates, rest = updates_of(file, magnitudes=True)
     if rest:
         told = [sentence.replace("belongs to nothing known", "is no update of a layer") for sentence in grouped(rest)]
         raise one_error(FormatError, f"{file.path} holds what these formats have no word for", told)

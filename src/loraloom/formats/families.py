@@ -29,6 +29,11 @@ _NAMES = (
     (r"joint_blocks_\d|norm1_context|^transformer[._]transformer_blocks", "sd3"),
     (r"^lora_te2_|^text_encoder_2\.|add_embedding|label_emb|^lora_unet_(?:input|output)_blocks", "sdxl"),
 )
+_KINDS = (
+    ("a U-Net", re.compile(r"(?:down|up)_blocks|mid_block|(?:input|output)_blocks_\d|middle_block")),
+    ("a transformer", re.compile(r"^transformer\.|(?:single|double|joint)_blocks_\d|single_transformer_blocks")),
+)
+"""Names that U-Nets and transformers have, and not the other."""
 _CROSS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 """Width of the text that a U-Net's cross-attention reads, of the full-sized models."""
 _CROSS_KEY = re.compile(r"attn2[._]to_[kv][._].*(?:down|lora_A)")
@@ -52,6 +57,21 @@ def guess_family(shapes: Mapping[str, tuple[int, ...]], metadata: Mapping[str, s
             if mark in text:
                 return family
     return _by_names(shapes) or _by_width(shapes)
+
+
+def mixed_families(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """What tells that a file's layers belong to several bases, "" where nothing does."""
+    marked = {mark: key for key in shapes for mark, known in _KINDS if known.search(key)}
+    if len(marked) > 1:
+        return "its layers belong to several bases: " + ", ".join(f"{key!r} to {m}" for m, key in marked.items())
+    found: dict[int, str] = {}
+    for key, shape in shapes.items():
+        if len(shape) >= 2 and shape[1] in _CROSS and _CROSS_KEY.search(key):
+            found.setdefault(shape[1], key)
+    if len(found) > 1:
+        told = ", ".join(f"{key!r} to {_CROSS[width]} (text of width {width})" for width, key in sorted(found.items()))
+        return f"its layers belong to several bases: {told}"
+    return ""
 
 
 def _by_names(keys: Iterable[str]) -> str | None:

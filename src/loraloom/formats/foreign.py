@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -11,12 +10,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from loraloom.errors import FormatError, one_error
-from loraloom.formats.families import guess_family
+from loraloom.errors import FormatError
+from loraloom.formats.careful import first_faults, parse_json
+from loraloom.formats.families import guess_family, mixed_families
 from loraloom.formats.keys import KOHYA_PREFIXES, Keys, grouped, sort_keys
 from loraloom.formats.loralib import FOLDED, loralib_update
 from loraloom.formats.loralib import HEADER as LORALIB
-from loraloom.formats.lowrank import LowRank, cut, fitted, low_rank
+from loraloom.formats.lowrank import LowRank, cut, fitted, low_rank, magnitudes
 from loraloom.formats.peft_config import PeftConfig
 from loraloom.formats.peft_file import CONFIG_NAME
 from loraloom.formats.resolving import Resolver, part_of
@@ -26,7 +26,6 @@ from loraloom.formats.updates import Update
 
 METADATA_KEY = "lora_adapter_metadata"
 """Under this name diffusers keeps PEFT's config in the header, each field with the part in front ("unet.r")."""
-_MOST_FAULTS = 20
 _MOST_SUGGESTIONS = 3  # comparing names is slow, and the third says what the thirtieth would
 
 
@@ -49,7 +48,7 @@ class ForeignReader:
         shapes = {key: tuple(tensor.shape) for key, tensor in self.tensors.items()}
         self.resolver = Resolver(model, guess_family(shapes, self.metadata))
         self.configs = _configs(self.metadata, path)
-        self.faults: list[str] = []
+        self.faults: list[str] = list(filter(None, [mixed_families(shapes)]))
         self.updates: dict[str, Update] = {}
         self.made: dict[str, list[tuple[int, str]]] = {}
         self._origin: dict[str, str] = {}
@@ -62,11 +61,8 @@ class ForeignReader:
         for layer, roles in self.keys.layers.items():
             self._take(layer, roles)
         self._tell_unknown()
-        if len(self.faults) > _MOST_FAULTS:
-            told = [*self.faults[:_MOST_FAULTS], f"and {len(self.faults) - _MOST_FAULTS} more"]
-            raise FormatError("\n  - ".join([f"{self.path}, {len(self.faults)} faults:", *told]))
         if self.faults:
-            raise one_error(FormatError, str(self.path), self.faults)
+            raise first_faults(str(self.path), self.faults)
         return self.updates
 
     def _take(self, layer: str, roles: Mapping[str, str]) -> None:
@@ -118,6 +114,7 @@ class ForeignReader:
         shape = _usual_shape(path) if weight is None else tuple(weight.shape)
         factors = fitted(low_rank(tensors, shape, weight), shape)
         scale = self._scale(path, factors, tensors)
+        size = magnitudes(tensors, int(factors.b.shape[0]) if factors.b.dim() else 0)
         if factors.what and self.rank is not None:
             factors = cut(factors, self.rank)
         rank = int(factors.a.shape[0]) if factors.a.dim() else 1
@@ -126,7 +123,9 @@ class ForeignReader:
         if factors.what:
             left = f", of which an SVD left out {factors.error:.2%}" if factors.error else ""
             self.made.setdefault(factors.what, []).append((rank, left))
-        return Update(path, factors.a, b, abs(scale) * rank, lookup, tensors.get("bias"), factors.error)
+        if size is not None and factors.error:
+            raise ValueError("it is DoRA, whose magnitudes go with all of its update: it is not cut to a smaller rank")
+        return Update(path, factors.a, b, abs(scale) * rank, lookup, tensors.get("bias"), factors.error, size)
 
     def _scale(self, path: str, factors: LowRank, tensors: Mapping[str, Tensor]) -> float:
         """By alpha of the file, PEFT's of the header, or 1. Raises ValueError for an alpha that scales nothing."""
@@ -215,8 +214,8 @@ def _configs(metadata: Mapping[str, str], path: Path) -> dict[str, PeftConfig]:
     if text is None:
         return {}
     try:
-        data = json.loads(text)
-    except (ValueError, RecursionError):
+        data = parse_json(text)
+    except ValueError:
         data = None
     if not isinstance(data, dict):
         raise FormatError(f"{path}: {METADATA_KEY!r} in the header is not a JSON object")

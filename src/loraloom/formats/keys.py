@@ -115,8 +115,8 @@ def _parse(key: str) -> tuple[str, str, str] | None:
         stem, _, end = key.partition(".")
         role = _role(end)
         return None if role is None or stem == start else ("kohya", stem, role)
-    if (part := _part(key)) is not None:
-        return _diffusers(key, part)
+    if (part := _part(key)) is not None and (parsed := _diffusers(key, part)) is not None:
+        return parsed
     stem, _, end = key.rpartition(".")
     return ("loralib", stem, end.removeprefix("lora_")) if stem and end in ("lora_A", "lora_B") else None
 

@@ -8,6 +8,7 @@ rsLoRA's scale alpha / √rank is stored as an alpha of alpha · √rank, as LyC
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -21,7 +22,7 @@ from loraloom.formats.resolving import blocks_per_level, canonical, part_of
 from loraloom.formats.selection import most_common
 from loraloom.formats.transformer_names import fuse
 from loraloom.formats.unet_names import to_original
-from loraloom.formats.updates import Update, in_dtype, in_known_shape
+from loraloom.formats.updates import Update, in_dtype, in_known_shape, magnitude_like
 
 PREFIXES = {
     "sd1": {"unet": "lora_unet", "text_encoder": "lora_te"},
@@ -36,6 +37,10 @@ PREFIXES = {
     "flux": {"transformer": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te3"},
 }
 """Family of the base → part → the start of kohya's keys."""
+_DORA = (
+    "DoRA's magnitudes are written by outputs, as LyCORIS (`wd_on_out`) and PEFT define them; diffusers leaves "
+    "`dora_scale` out, and some versions of the web UI and ComfyUI divide by another norm"
+)
 
 
 def kohya_tensors(updates: Iterable[Update], kind: str, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -47,11 +52,15 @@ def kohya_tensors(updates: Iterable[Update], kind: str, dtype: torch.dtype | Non
     named, faults = _named(listed, check_family(kind))
     if faults:
         raise one_error(FormatError, "this cannot be held by a kohya file", faults)
+    if any(update.magnitude is not None for update in named.values()):
+        warnings.warn(_DORA, stacklevel=2)
     tensors: dict[str, Tensor] = {}
     for name, update in with_one_alpha(named).items():
         written = update if dtype is None else in_dtype(update, dtype)
         tensors[f"{name}.lora_down.weight"] = written.a.contiguous()
         tensors[f"{name}.lora_up.weight"] = written.b.contiguous()
+        if written.magnitude is not None:
+            tensors[f"{name}.dora_scale"] = magnitude_like(written, kohya=True)
         tensors[f"{name}.alpha"] = torch.tensor(update.alpha, dtype=torch.float32)
     return tensors
 
@@ -77,7 +86,7 @@ def _named(updates: Iterable[Update], kind: str) -> tuple[dict[str, Update], lis
 
 
 def _is_fused(update: Update, kind: str) -> bool:
-    return bool(fuse([update], kind))
+    return bool(fuse([replace(update, magnitude=None)], kind))  # which is of all parts or none
 
 
 def _fault(update: Update, kind: str) -> str:

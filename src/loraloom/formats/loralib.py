@@ -19,7 +19,8 @@ from loraloom.formats.updates import Update, in_dtype
 HEADER = "loralib"
 FOLDED = "lora_alpha=r"
 """What the header says under `HEADER` where the scale is folded in."""
-_EMBEDDING = re.compile(r"(?:.*\.)?(?:\w*embed\w*|wte|wpe|shared)")
+_MOST_PARTS = 64
+_EMBEDDING = re.compile(r"(?:.*\.)?(?:\w*embed(?!der)\w*|wte|wpe|shared)")
 
 
 def loralib_update(path: str, tensors: Mapping[str, Tensor], module: nn.Module | None, alpha: float | None) -> Update:
@@ -70,8 +71,12 @@ def _merged(a: Tensor, b: Tensor, module: nn.Module | None) -> tuple[Tensor, Ten
         raise ValueError(f"its factors have shapes {tuple(a.shape)} and {tuple(b.shape)}, which do not fit each other")
     if weight is None:
         raise ValueError("it is loralib's MergedLinear: which of its parts are adapted can be told on its base alone")
+    if count > _MOST_PARTS:
+        raise ValueError(f"it would be loralib's MergedLinear of {count} parts, and at most {_MOST_PARTS} are read")
     if b.shape[0] not in weight.shape:
-        raise ValueError("it is loralib's MergedLinear with some parts left out, and the file does not say which")
+        parts = next((size * count // b.shape[0] for size in weight.shape if size * count % b.shape[0] == 0), None)
+        told = f"{count} of its {parts} parts" if parts else "some of its parts"
+        raise ValueError(f"it is loralib's MergedLinear with {told} adapted, and the file does not say which ones")
     return a, _diagonal(b.chunk(count)), rank
 
 
@@ -85,6 +90,7 @@ def loralib_tensors(updates: Iterable[Update], dtype: torch.dtype | None) -> dic
     listed = [folded(update) for update in updates]
     faults = [f"{u.path!r} is a convolution, whose factors loralib packs otherwise" for u in listed if u.a.dim() > 2]
     faults += [f"{u.path!r} has a bias behind its factors, which loralib has not" for u in listed if u.bias is not None]
+    faults += [f"{u.path!r} is DoRA, for which loralib has no layer" for u in listed if u.magnitude is not None]
     if faults:
         raise one_error(FormatError, "this cannot be held by a loralib file", faults)
     written = [update if dtype is None else in_dtype(update, dtype) for update in listed]

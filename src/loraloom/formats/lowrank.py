@@ -35,8 +35,6 @@ class LowRank(NamedTuple):
 
 
 REFUSED = {
-    "dora_scale": "DoRA, whose magnitudes cannot be held by plain factors",
-    "magnitude": "DoRA, whose magnitudes cannot be held by plain factors",
     "oft_blocks": "OFT, a rotation of the weight and no update of low rank",
     "oft_diag": "OFT, a rotation of the weight and no update of low rank",
     "rescale": "BOFT, a rotation of the weight and no update of low rank",
@@ -48,7 +46,8 @@ REFUSED = {
 }
 """Role → why a layer that has it cannot become factors."""
 
-_BESIDE = {"alpha", "bias"}
+_MOST_NUMBERS = 2**27
+_BESIDE = {"alpha", "bias", "dora_scale", "magnitude"}
 
 
 def low_rank(tensors: Tensors, shape: tuple[int, ...] | None, weight: Tensor | None = None) -> LowRank:
@@ -77,6 +76,24 @@ def _checked(tensors: Tensors) -> Tensors:
     return tensors
 
 
+def magnitudes(tensors: Tensors, outputs: int) -> Tensor | None:
+    """DoRA's magnitudes (out,), None where it is none. Raises ValueError for those that go by inputs.
+
+    LyCORIS keeps (out, 1…) or, without `wd_on_out`, (1, in…); PEFT and diffusers (out,) or, of a convolution, (1, out,
+    1…). Only those by outputs are defined alike everywhere: the norm of a row of W + ΔW.
+    """
+    named = next(((role, tensors[role]) for role in ("dora_scale", "magnitude") if role in tensors), None)
+    if named is None:
+        return None
+    role, tensor = named
+    if tensor.numel() == outputs and (role == "magnitude" or tensor.dim() == 0 or tensor.shape[0] == outputs):
+        return tensor.flatten()
+    raise ValueError(
+        f"it is DoRA with magnitudes of shape {tuple(tensor.shape)}, not one per output ({outputs}, 1): such by inputs "
+        "have no word in PEFT, and programs do not agree on them"
+    )
+
+
 # -- the decompositions -------------------------------------------------------------------------------
 
 
@@ -99,6 +116,9 @@ def _loha(tensors: Tensors, shape: tuple[int, ...] | None, weight: Tensor | None
     pairs = [_hada_pair(tensors, index) for index in "12"]
     (a1, b1), (a2, b2) = pairs
     _must(a1.shape[1:] == a2.shape[1:] and b1.shape[0] == b2.shape[0], "its two products have different shapes")
+    rank = a1.shape[0] * a2.shape[0]
+    _affordable(rank, a1[0].numel())
+    _affordable(rank, b1.shape[0])
     a = (a1[:, None] * a2[None]).flatten(0, 1)
     b = (b1[:, :, None] * b2[:, None, :]).flatten(1)
     return _as_layer(LowRank(a, b, int(tensors["hada_w1_b"].shape[0]), "LoHa"), shape)
@@ -119,6 +139,8 @@ def _lokr(tensors: Tensors, shape: tuple[int, ...] | None, weight: Tensor | None
     (a1, b1), dim1 = _kron_factor(tensors, "1")
     (a2, b2), dim2 = _kron_factor(tensors, "2")
     _must(a1.dim() == 2, "its w1 is no matrix")
+    _affordable(b1.numel(), b2.numel())
+    _affordable(a1.numel(), a2.numel())
     b = torch.kron(b1.flatten(1).contiguous(), b2.flatten(1).contiguous())
     a = torch.kron(a1.reshape(*a1.shape, *(1,) * (a2.dim() - 2)), a2.contiguous())
     return _as_layer(LowRank(a, b, dim1 if dim2 is None else dim2, "LoKr"), shape)
@@ -181,6 +203,11 @@ def _must(holds: bool, fault: str) -> None:
         raise ValueError(fault)
 
 
+def _affordable(one: int, two: int) -> None:
+    """A few numbers in a file can stand for more than any layer has."""
+    _must(one * two <= _MOST_NUMBERS, f"its factors would have {one * two} numbers, more than any layer's")
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """In float32 at least: products of two half-precision numbers are exact there."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -189,6 +216,7 @@ def _wide(tensor: Tensor) -> Tensor:
 def _tucker(core: Tensor, a: Tensor) -> Tensor:
     """A (R, in, k…) of a core (R, r, k…) behind a first factor (r, in)."""
     _must(core.dim() > 2 and core.shape[1] == a.shape[0], "its Tucker core does not fit its factors")
+    _affordable(core[:, 0].numel(), a.shape[1])
     return torch.einsum("ij...,jc->ic...", core, a.to(core.dtype))
 
 

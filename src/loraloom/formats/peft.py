@@ -70,17 +70,16 @@ def load_adapter(model: nn.Module, folder: Path | str, *, name: str = "default")
     Exactly what is in the file is attached. Raises FormatError that names everything which does not fit (missing,
     left over, misshapen, for another base), ConfigError for a name that is taken; the model is then as it was.
     """
-    return attach_file(model, read_folder(folder), name)
+    return attach_file(model, read_folder(folder), name, copy=False)
 
 
-def attach_file(model: nn.Module, file: AdapterFile, name: str) -> AdapterSet:
-    """Attach an adapter that has been read; see `load_adapter`."""
+def attach_file(model: nn.Module, file: AdapterFile, name: str, *, copy: bool = True) -> AdapterSet:
+    """Attach an adapter that has been read; see `load_adapter`. Without `copy` the file's tensors become its own."""
     existing = adapters_of(model)
     if existing is not None and name in existing.names:
         raise ConfigError(f"an adapter named {name!r} is already attached; delete it first, or load under another name")
     spec, plan, tensors, notes = fit(model, file)
     for sentence in notes:
         warnings.warn(sentence, stacklevel=3)
-    adapters = attach(model, spec, name=name, plan=plan)
-    adapters.load_tensors(name, tensors)
-    return adapters
+    own = {key: tensor.clone() for key, tensor in tensors.items()} if copy else tensors
+    return attach(model, spec, name=name, plan=plan, tensors=own)

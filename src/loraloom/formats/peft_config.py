@@ -10,11 +10,14 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
-from loraloom.errors import FormatError, one_error, suggest
+from loraloom.errors import suggest
+from loraloom.formats.careful import brief, first_faults
+from loraloom.formats.expressions import Table, beginnings, endings, expression, is_expression
 
 Names = tuple[str, ...] | str | None
 """Names of modules, or one regular expression, or nothing said."""
@@ -33,7 +36,6 @@ BIASES = {"none": "none", "lora_only": "adapted", "all": "all"}
 """PEFT's word for which biases train → ours."""
 
 _VARIANTS = {
-    "use_dora": "DoRA",
     "use_qalora": "QALoRA",
     "use_bdlora": "BD-LoRA",
     "velora_config": "VeLoRA",
@@ -77,13 +79,14 @@ class PeftConfig:
     target_parameters: tuple[str, ...] | None = None
     modules_to_save: tuple[str, ...] | None = None
     ensure_weight_tying: bool = False
+    use_dora: bool = False
 
     @classmethod
     def of(cls, data: Mapping[str, Any], place: str) -> PeftConfig:
         """Check a config as it stands in a file. Raises FormatError that names every fault; `place` is the file."""
         faults = [*_type_faults(data), *_variant_faults(data)]
         if faults:
-            raise one_error(FormatError, place, faults)
+            raise first_faults(place, faults)
         given = {name: _frozen(data[name]) for name in _FIELDS if data.get(name) is not None}
         return cls(**given)
 
@@ -94,13 +97,24 @@ class PeftConfig:
 
     def targets(self, path: str) -> bool:
         """Whether a module is one of the targets."""
-        if _listed(self.exclude_modules, path) or any(
-            re.match(rf"(^|.*\.){head}($|\..*)", path) for head in self.modules_to_save or ()
-        ):
+        if _listed(self.exclude_modules, path) or any(_around(head, path) for head in self.modules_to_save or ()):
             return False
         if isinstance(self.target_modules, str) or self.target_modules is None:
             return self.target_modules != NO_TARGETS and _listed(self.target_modules, path)
-        return path in self.target_modules or (_listed(self.target_modules, path) and self._in_layers(path))
+        return path in self._named or (_ends_in(self._named, path) and self._in_layers(path))
+
+    @cached_property
+    def _named(self) -> frozenset[str]:
+        """The targets, where they are a list: a long one is asked of every module of the model."""
+        return frozenset(self.target_modules or ())
+
+    @cached_property
+    def _ranks(self) -> Table:
+        return Table(self.rank_pattern or {})
+
+    @cached_property
+    def _alphas(self) -> Table:
+        return Table(self.alpha_pattern or {})
 
     def _in_layers(self, path: str) -> bool:
         wanted = self.layers_to_transform
@@ -121,11 +135,11 @@ class PeftConfig:
 
     def rank(self, path: str) -> int:
         """Rank of a target, by its path (of the parameter, for a raw one)."""
-        return int(_first(self.rank_pattern, path, self.r))
+        return int(self._ranks.first(path, self.r))
 
     def alpha(self, path: str) -> float:
         """Alpha of a target, by its path."""
-        return float(_first(self.alpha_pattern, path, self.lora_alpha))
+        return float(self._alphas.first(path, self.lora_alpha))
 
     def scale(self, path: str) -> float:
         """s of ΔW = s·B·A."""
@@ -134,22 +148,31 @@ class PeftConfig:
 
     def canonical(self) -> str:
         """The same text for configs that mean the same."""
-        return json.dumps(asdict(self), sort_keys=True)
+        fields = asdict(self)
+        if not self.use_dora:
+            del fields["use_dora"]  # which the seals of files know nothing of that were written before it
+        return json.dumps(fields, sort_keys=True)
 
 
 def _listed(names: Names, path: str) -> bool:
     if not names:
         return False
     if isinstance(names, str):
-        return re.fullmatch(names, path) is not None
-    return path in names or any(path.endswith(f".{name}") for name in names)
+        return expression(names).fits(path)
+    return _ends_in(names, path)
 
 
-def _first(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
+def _ends_in(names: Collection[str], path: str) -> bool:
+    """Whether the path, or its end after a dot, is one of the names."""
+    end, more = path, "."
+    while more and end not in names:
+        _, more, end = end.partition(".")
+    return bool(more)
+
+
+def _around(head: str, path: str) -> bool:
+    """Whether some parts of the path in a row are a head, as PEFT's `(^|.*\\.)HEAD($|\\..*)` finds."""
+    return expression(head).fits(path, beginnings(path), endings(path))
 
 
 def _frozen(value: Any) -> Any:
@@ -160,9 +183,12 @@ def _frozen(value: Any) -> Any:
 
 
 def _count(value: Any) -> bool:
-    return type(value) is int and value >= 1
+    return type(value) is int and 1 <= value <= _MOST
 
 
+_LONGEST_FIELD, _MOST_SUGGESTIONS = 100, 3  # comparing names takes time
+_MOST = 2**31  # of a rank, or of a block's number
+_MOST_PATTERNS = 5_000
 _LARGEST = 1e30  # beyond it float32 has no room for the products
 
 
@@ -178,25 +204,26 @@ def _names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
 
 
-def _expression(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and re.compile(value) is not None
-    except (re.error, RecursionError, OverflowError):
-        return False
-
-
 def _expressions(value: Any) -> bool:
-    return _expression(value) or (_names(value) and all(map(_expression, value)))
+    return is_expression(value) or (_names(value) and all(map(is_expression, value)))
+
+
+def _fixed(value: Any) -> bool:
+    """Expressions that stand inside a larger one, and so must not repeat anything themselves."""
+    entries = [value] if isinstance(value, str) else value
+    return _expressions(value) and all(expression(v).is_fixed and not re.compile(v).groups for v in entries)
 
 
 def _layers(value: Any) -> bool:
     numbers = value if isinstance(value, list) else [value]
-    return all(type(number) is int and number >= 0 for number in numbers)
+    return all(type(number) is int and 0 <= number <= _MOST for number in numbers)
 
 
 def _table(check: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: (
-        isinstance(value, dict) and all(_expression(key) and check(entry) for key, entry in value.items())
+        isinstance(value, dict)
+        and len(value) <= _MOST_PATTERNS
+        and all(is_expression(key) and check(entry) for key, entry in value.items())
     )
 
 
@@ -214,51 +241,58 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "bias": (lambda value: isinstance(value, str) and value in BIASES, "one of " + ", ".join(BIASES)),
     "lora_bias": (_flag, "true or false"),
     "target_modules": (
-        lambda value: _names(value) or _expression(value),
+        lambda value: _names(value) or is_expression(value),
         _NAMES + " or a regular expression",
     ),
     "exclude_modules": (
-        lambda value: _names(value) or _expression(value),
+        lambda value: _names(value) or is_expression(value),
         _NAMES + " or a regular expression",
     ),
     "layers_to_transform": (_layers, "a block number or a list of them"),
-    "layers_pattern": (_expressions, "a name or a list of names"),
+    "layers_pattern": (_fixed, "a name or a list of names"),
     "target_parameters": (_names, _NAMES),
     "modules_to_save": (_expressions, _NAMES),
     "ensure_weight_tying": (_flag, "true or false"),
+    "use_dora": (_flag, "true or false"),
 }
 
 
 def _type_faults(data: Mapping[str, Any]) -> list[str]:
     kind = data.get("peft_type")
     if kind != "LORA":
-        found = "peft_type is missing" if kind is None else f"peft_type is {kind!r}"
+        found = "peft_type is missing" if kind is None else f"peft_type is {brief(kind)}"
         return [f"{found}: only adapters of peft_type 'LORA' can be read"]
     faults = [
-        f"{name} is {data[name]!r}, expected {expected}"
+        f"{name} is {brief(data[name])}, expected {expected}"
         for name, (check, expected) in _FIELDS.items()
         if data.get(name) is not None and not check(data[name])
     ]
     if isinstance(data.get("modules_to_save"), str):
-        faults.append(f"modules_to_save is {data['modules_to_save']!r}, expected {_NAMES}")
+        faults.append(f"modules_to_save is {brief(data['modules_to_save'])}, expected {_NAMES}")
     return faults
+
+
+def _near(name: str, known: list[str], faults: int) -> str:
+    return suggest(name, known) if len(name) <= _LONGEST_FIELD and faults < _MOST_SUGGESTIONS else ""
 
 
 def _variant_faults(data: Mapping[str, Any]) -> list[str]:
     """Fields that would make the adapter compute something else than LoRA does."""
-    faults = []
+    faults: list[str] = []
     for name, value in data.items():
         off = value is None or value is False or value in ({}, [])
         if name in _FIELDS or name in _WITHOUT_EFFECT or off:
             continue
         if name in _VARIANTS:
-            faults.append(f"{name} is {value!r}: adapters with {_VARIANTS[name]} cannot be read")
+            faults.append(f"{name} is {brief(value)}: adapters with {_VARIANTS[name]} cannot be read")
         elif name != "init_lora_weights":
             known = [*_FIELDS, *_VARIANTS, *_WITHOUT_EFFECT]
-            faults.append(f"unknown field {name!r}, which may change what the adapter does{suggest(name, known)}")
+            faults.append(
+                f"unknown field {brief(name)}, which may change what the adapter does{_near(name, known, len(faults))}"
+            )
         elif not any(value is start or value == start for start in _PLAIN_STARTS):
             faults.append(
-                f"init_lora_weights is {value!r}, which changes the base model's weights as well: save the adapter "
-                "with PEFT's path_initial_model_for_weight_conversion, which makes a plain one of it"
+                f"init_lora_weights is {brief(value)}, which changes the base model's weights as well: save the "
+                "adapter with PEFT's path_initial_model_for_weight_conversion, which makes a plain one of it"
             )
     return faults

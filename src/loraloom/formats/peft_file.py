@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from loraloom.errors import FormatError, one_error
+from loraloom.adapters.adapterset import is_finite
+from loraloom.errors import FormatError
+from loraloom.formats.careful import first_faults, parse_json, read_text
 from loraloom.formats.peft_config import PeftConfig
 from loraloom.formats.peft_settings import HEADER, VERSION
-from loraloom.formats.stored import StoredTensors, is_finite
-from loraloom.formats.tensorfile import read_header, read_tensors
+from loraloom.formats.stored import StoredTensors
+from loraloom.formats.tensorfile import read_all
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
+MAGNITUDE = "lora_magnitude_vector"
+"""The end of the key under which DoRA's magnitudes are kept."""
 _PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
 
 
@@ -36,20 +40,20 @@ class AdapterFile:
     errors: Mapping[str, float] = field(default_factory=dict)
     """Path → share of ΔW that an SVD left out, where another program's file held no factors."""
 
-    @property
+    @cached_property
     def peft(self) -> PeftConfig:
         """The config's fields that decide what the adapter computes."""
         return PeftConfig.of(self.config, str(self.path / CONFIG_NAME))
 
-    @property
+    @cached_property
     def ours(self) -> dict[str, Any] | None:
         """What Loraloom wrote into the header, None where another program wrote the file."""
         text = self.metadata.get(HEADER)
         if text is None:
             return None
         try:
-            data = json.loads(text)
-        except (ValueError, RecursionError):
+            data = parse_json(text)
+        except ValueError:
             data = None
         if not isinstance(data, dict) or type(data.get("version")) is not int:
             raise FormatError(f"{self.path / WEIGHTS_NAME}: the entry {HEADER!r} of the header is damaged")
@@ -61,6 +65,15 @@ class AdapterFile:
         return data
 
 
+def refuse_dora(file: AdapterFile) -> None:
+    """Raises FormatError for an adapter of DoRA."""
+    if file.peft.use_dora or any(key.endswith(MAGNITUDE) for key in file.tensors):
+        raise FormatError(
+            f"{file.path} is an adapter of DoRA, whose magnitudes set the size of whole rows of the base's weights: it "
+            "can be converted, but not attached, mixed or changed; fold it into its base with PEFT's merge_and_unload"
+        )
+
+
 def read_folder(folder: Path | str, *, stored: bool = False) -> AdapterFile:
     """Read and check an adapter folder. Raises FormatError that names the file and everything wrong in it.
 
@@ -70,8 +83,12 @@ def read_folder(folder: Path | str, *, stored: bool = False) -> AdapterFile:
     config = read_config(path / CONFIG_NAME)
     PeftConfig.of(config, str(path / CONFIG_NAME))
     weights = _weights(path)
-    header = read_header(weights)
-    tensors = StoredTensors(weights, finite=True) if stored else read_tensors(weights)[0]
+    tensors: Mapping[str, Tensor]
+    if stored:
+        tensors = StoredTensors(weights, finite=True)
+        header = tensors.headers[weights]
+    else:
+        tensors, header = read_all(weights)
     faults = [] if header.shapes else ["there is no tensor in it"]
     faults += [] if stored else [_not_finite(key) for key, tensor in tensors.items() if not is_finite(tensor)]
     faults += [
@@ -79,11 +96,21 @@ def read_folder(folder: Path | str, *, stored: bool = False) -> AdapterFile:
         for key, dtype in header.dtypes.items()
         if ".lora_" in key and not dtype.is_floating_point
     ]
+    faults += _dora_faults(header.shapes, config)
     if faults:
-        raise one_error(FormatError, str(weights), faults)
+        raise first_faults(str(weights), faults)
     file = AdapterFile(config, tensors, header.metadata, path)
     _ = file.ours
     return file
+
+
+def _dora_faults(names: Iterable[str], config: Mapping[str, Any]) -> list[str]:
+    """Magnitudes that the config does not speak of, and factors that lack the ones it speaks of."""
+    magnitudes = {name.removesuffix(MAGNITUDE) for name in names if name.endswith(MAGNITUDE)}
+    if not config.get("use_dora"):
+        return [f"tensor {stem + MAGNITUDE!r} is the magnitude of DoRA, unknown to the config" for stem in magnitudes]
+    factors = {name.rpartition("lora_")[0] for name in names if name.endswith(("lora_A.weight", "lora_embedding_A"))}
+    return [f"missing tensor {stem + MAGNITUDE!r} of DoRA" for stem in sorted(factors - magnitudes)]
 
 
 def _not_finite(key: str) -> str:
@@ -124,10 +151,10 @@ def _weights(path: Path) -> Path:
 def read_config(path: Path) -> dict[str, Any]:
     """The fields of a config file. Raises FormatError where it is no JSON object."""
     try:
-        data = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from None
-    except (ValueError, RecursionError) as error:
+        data = parse_json(read_text(path))
+    except ValueError as error:
+        if isinstance(error, FormatError):
+            raise
         raise FormatError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict):
         raise FormatError(f"{path} holds a {type(data).__name__}, expected a JSON object")

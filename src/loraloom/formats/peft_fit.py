@@ -10,16 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from loraloom.adapters import AdapterSpec, AttachPlan, Copied, Site, plan_attach
-from loraloom.adapters.layers import KINDS, layer_kind, parameter_kind
+from loraloom.adapters.layers import KINDS, layer_kind, parameter_at, parameter_kind
 from loraloom.adapters.layers.conv import groups_of, narrow
-from loraloom.errors import ConfigError, FormatError, TargetError, one_error
-from loraloom.formats.peft_file import AdapterFile
+from loraloom.errors import ConfigError, TargetError
+from loraloom.formats.careful import first_faults
+from loraloom.formats.peft_file import AdapterFile, refuse_dora
 from loraloom.formats.peft_keys import KeySorter
 from loraloom.formats.peft_names import Place, parameter_paths
 from loraloom.formats.peft_settings import derived_spec, spec_of
 from loraloom.formats.peft_write import ATTENTION_TWICE, CONVOLUTIONS, peft_differs
-
-_MOST_FAULTS = 20
 
 
 class Fit(NamedTuple):
@@ -33,6 +32,7 @@ class Fit(NamedTuple):
 
 def fit(model: nn.Module, file: AdapterFile) -> Fit:
     """Raises FormatError that names every tensor which is missing, left over, misshapen or for another base."""
+    refuse_dora(file)
     sorter = KeySorter(model, file)
     sorter.sort()
     fitter = _Fitter(sorter)
@@ -43,12 +43,8 @@ def fit(model: nn.Module, file: AdapterFile) -> Fit:
 
 
 def _raise(file: AdapterFile, faults: list[str]) -> None:
-    title = f"adapter {file.path} does not fit this model"
-    if len(faults) > _MOST_FAULTS:
-        told = [*faults[:_MOST_FAULTS], f"and {len(faults) - _MOST_FAULTS} more"]
-        raise FormatError("\n  - ".join([f"{title}, {len(faults)} faults:", *told]))
     if faults:
-        raise one_error(FormatError, title, faults)
+        raise first_faults(f"adapter {file.path} does not fit this model", faults)
 
 
 class _Fitter:
@@ -184,7 +180,7 @@ class _Fitter:
 
     def _take_factors(self, place: Place, keys: dict[str, str]) -> None:
         module = self.modules[place.module]
-        weight = module.get_parameter(place.parameter)
+        weight = parameter_at(module, place.parameter)
         kind = parameter_kind(weight.dim()) if place.substituted else layer_kind(module)
         if kind is None:
             self.faults.append(f"{place.path!r} has {weight.dim()} dimensions, which no adapter fits")
@@ -256,7 +252,8 @@ class _Fitter:
 
     def _take_biases(self) -> None:
         """Trained biases, in the model's order; those that a bias behind B goes into among them."""
-        for path in [path for path in parameter_paths(self.model) if path in self._bias_sources()]:
+        sources = {*self.found.biases, *self.bias_shifts}
+        for path in [path for path in parameter_paths(self.model) if path in sources] if sources else []:
             key = self.found.biases.get(path)
             if key is not None:
                 self._take_whole(path, key, "bias")
@@ -265,9 +262,6 @@ class _Fitter:
                 self.tensors[f"{path}|bias"] = base.cpu().float() + self.bias_shifts[path]
         for path in self._missing_biases():
             self.faults.append(f"missing tensor {self.names.plain(path)!r}")
-
-    def _bias_sources(self) -> set[str]:
-        return {*self.found.biases, *self.bias_shifts}
 
     def _missing_biases(self) -> Iterator[str]:
         """Biases that the config says were trained, and that are not in the file."""

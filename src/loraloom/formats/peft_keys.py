@@ -99,9 +99,7 @@ class KeySorter:
         module = self.modules.get(path)
         if module is None or not path:
             return None
-        prefix = f"{path}."
-        own = [n for n in base_parameters(module, recurse=False) if self.config.targets_parameter(prefix + n)]
-        if own:
+        if own := self._raw_targets(path, module):
             return Place(path, own[-1 - wrappers], True) if wrappers < len(own) else None
         parent, _, leaf = path.rpartition(".")
         if packed_attention(self.modules[parent]):
@@ -109,6 +107,12 @@ class KeySorter:
         if packed_attention(module):
             return Place(path, "in_proj_weight", True)
         return Place(path, "weight", False) if _adaptable(module) else None
+
+    def _raw_targets(self, path: str, module: nn.Module) -> list[str]:
+        """The parameters of a module that the config adapts by themselves."""
+        if not self.config.target_parameters:
+            return []
+        return [n for n in base_parameters(module, recurse=False) if self.config.targets_parameter(f"{path}.{n}")]
 
     def _parameter_place(self, path: str, rest: str) -> Place | None:
         """The place that a key means which names a raw parameter: ours, where PEFT has no word."""
@@ -158,8 +162,7 @@ class KeySorter:
         for path, module in self.modules.items():
             if not path or self._in_head(path):
                 continue
-            own = list(base_parameters(module, recurse=False))
-            yield from (Place(path, name, True) for name in own if self.config.targets_parameter(f"{path}.{name}"))
+            yield from (Place(path, name, True) for name in self._raw_targets(path, module))
             if not self.config.targets(path) or packed_attention(self.modules[path.rpartition(".")[0]]):
                 continue
             if packed_attention(module):

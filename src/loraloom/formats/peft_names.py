@@ -13,6 +13,7 @@ from typing import NamedTuple, TypeGuard
 from torch import nn
 
 from loraloom.adapters import Site
+from loraloom.adapters.layers import module_at
 from loraloom.adapters.plan import base_parameters
 
 PREFIX = "base_model.model."
@@ -52,7 +53,7 @@ class PeftNames:
         for place in places:
             by_module.setdefault(place.module, []).append(place)
         for path, own in by_module.items():
-            self._wrap(model.get_submodule(path), path, own)
+            self._wrap(module_at(model, path), path, own)
 
     def _wrap(self, module: nn.Module, path: str, own: list[Place]) -> None:
         names = {place.parameter for place in own}

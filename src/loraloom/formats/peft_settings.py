@@ -13,6 +13,7 @@ from torch import nn
 
 from loraloom.adapters import AdapterSpec
 from loraloom.errors import ConfigError
+from loraloom.formats.expressions import expression
 from loraloom.formats.peft_config import BIASES, PeftConfig
 from loraloom.formats.peft_names import Place, parameter_paths
 from loraloom.formats.selection import most_common, shortest_names
@@ -40,9 +41,16 @@ def spec_of(ours: dict[str, Any], config: PeftConfig) -> AdapterSpec | None:
     if not isinstance(settings, dict) or ours.get("seal") != _seal(settings, config):
         return None
     try:
-        return AdapterSpec.from_dict(settings)
-    except (ConfigError, TypeError):  # settings that this version does not know
+        spec = AdapterSpec.from_dict(settings)
+        return spec if _is_harmless(spec) else None
+    except (ConfigError, TypeError, ValueError):  # settings that this version does not know
         return None
+
+
+def _is_harmless(spec: AdapterSpec) -> bool:
+    """Whether the patterns can be matched soon: anybody can write a header, and seal it."""
+    patterns = (*spec.targets, *spec.exclude, *spec.parameters, *spec.heads, *spec.rank_pattern, *spec.alpha_pattern)
+    return all(expression(pattern[3:]).is_simple for pattern in patterns if pattern.startswith("re:"))
 
 
 def derived_spec(

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from loraloom.adapters.adapterset import is_finite
 from loraloom.errors import FormatError
+from loraloom.formats.careful import open_regular
 from loraloom.formats.tensorfile import read_header
 
 
@@ -28,14 +30,17 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         path = self.files[name]
-        header = self.headers[path]
-        begin, end = header.places[name]
-        data = torch.empty(end - begin, dtype=torch.uint8)
-        _read_into(path, begin, data)
-        tensor = data.view(header.dtypes[name]).reshape(header.shapes[name])
+        try:
+            with open_regular(path) as file:
+                tensor = self.headers[path].read(name, file)
+        except OSError as error:
+            raise FormatError(f"{path} cannot be read: {error.strerror or error}") from None
         if self.finite and not is_finite(tensor):
             raise FormatError(f"{path}: tensor {name!r} holds values that are not finite")
         return tensor
+
+    def __contains__(self, name: object) -> bool:  # the mapping's own way would read the tensor
+        return name in self.files
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.files)
@@ -52,11 +57,6 @@ class StoredTensors(Mapping[str, Tensor]):
         return self.headers[self.files[name]].dtypes[name]
 
 
-def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor has no NaN and no infinity."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
 def _owners(files: Iterable[tuple[Path, Iterable[str]]]) -> dict[str, Path]:
     owners: dict[str, Path] = {}
     for path, names in files:
@@ -65,17 +65,3 @@ def _owners(files: Iterable[tuple[Path, Iterable[str]]]) -> dict[str, Path]:
                 raise FormatError(f"tensor {name!r} is in two files: {owners[name]} and {path}")
             owners[name] = path
     return owners
-
-
-def _read_into(path: Path, begin: int, data: Tensor) -> None:
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(begin)
-            view, filled = data.numpy().data, 0
-            while filled < len(view):  # one read gives 2 GiB at most
-                count = file.readinto(view[filled:])
-                if not count:
-                    raise FormatError(f"{path} has become shorter while it was read")
-                filled += count
-    except OSError as error:
-        raise FormatError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -8,12 +8,13 @@ rows of B. The other way the factors are stacked, unless all parts have the same
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from loraloom.errors import FormatError
 from loraloom.formats.updates import Update
 
 _ROOT = "transformer."
@@ -106,7 +107,10 @@ def split(update: Update, paths: tuple[str, ...]) -> list[Update]:
         return [replace(update, path=paths[0])]
     rows = _rows(int(update.b.shape[0]), int(update.a.shape[1]), len(paths))
     parts: tuple[Tensor, ...] = update.b.split(rows)  # type: ignore[no-untyped-call]
-    return [replace(update, path=path, b=b) for path, b in zip(paths, parts, strict=True)]
+    sizes: Sequence[Tensor | None] = [None] * len(paths)
+    if update.magnitude is not None:
+        sizes = update.magnitude.split(rows)  # type: ignore[no-untyped-call]
+    return [replace(update, path=path, b=b, magnitude=size) for path, b, size in zip(paths, parts, sizes, strict=True)]
 
 
 def _rows(total: int, width: int, count: int) -> list[int]:
@@ -141,8 +145,14 @@ def _fused(by_path: Mapping[str, Update], paths: list[str]) -> Update:
     same = len(here) == len(paths) and all(
         u.scale == first.scale and u.a.shape == first.a.shape and torch.equal(u.a, first.a) for u in here
     )
+    sizes = [update.magnitude for update in here if update.magnitude is not None]
+    if sizes and len(sizes) < len(paths):
+        raise FormatError(
+            f"{first.path!r} is DoRA, and the other parts of its fused layer are not: no format holds that"
+        )
+    magnitude = torch.cat(sizes) if sizes else None
     if same:
-        return replace(first, b=torch.cat([update.b for update in here]))
+        return replace(first, b=torch.cat([update.b for update in here]), magnitude=magnitude)
     rank, width = sum(update.rank for update in here), int(first.a.shape[1])
     usual = [width] * 3 + [4 * width] * (len(paths) - 3)
     rows: list[Tensor] = []
@@ -154,4 +164,6 @@ def _fused(by_path: Mapping[str, Update], paths: list[str]) -> Update:
             row[:, at : at + update.rank] = update.b.float() * update.scale
             at += update.rank
         rows.append(row)
-    return Update(first.path, torch.cat([update.a for update in here]), torch.cat(rows), float(rank))
+    return Update(
+        first.path, torch.cat([update.a for update in here]), torch.cat(rows), float(rank), magnitude=magnitude
+    )

@@ -17,15 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraloom.adapters.adapterset import is_finite
 from loraloom.adapters.product import Product
 from loraloom.errors import FormatError, one_error
-from loraloom.formats.peft_config import PeftConfig
-from loraloom.formats.peft_file import AdapterFile
+from loraloom.formats.peft_file import MAGNITUDE, AdapterFile, refuse_dora
 from loraloom.formats.peft_names import PREFIX
 from loraloom.formats.peft_settings import HEADER
 from loraloom.formats.selection import by_value, most_common
 
-_FACTOR = re.compile(r"(?P<path>.+)\.lora_(?:embedding_(?P<lookup>[AB])|(?P<role>[AB])\.(?P<what>weight|bias))")
+_FACTOR = re.compile(
+    r"(?P<path>.+)\.lora_(?:embedding_(?P<lookup>[AB])|(?P<role>[AB])\.(?P<what>weight|bias)|(?P<magnitude>magnitude_vector))"
+)
 _DTYPE_NAMES = {torch.float16: "float16", torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -45,6 +47,9 @@ class Update:
     """(out,): what PEFT's `lora_bias` adds to the output, times the scale."""
     error: float = 0.0
     """‖written − meant‖ / ‖meant‖ of ΔW, where the file held no low-rank factors and an SVD made these."""
+    magnitude: Tensor | None = None
+    """(out,): of DoRA, the norm that each output's row of W + ΔW is given (arXiv 2402.09353, as PEFT and LyCORIS'
+    `wd_on_out` have it). Such an update only comes from who asks for it: see `updates_of`."""
 
     @property
     def rank(self) -> int:
@@ -76,15 +81,22 @@ class Update:
     def difference(self, other: Update) -> float:
         """‖ΔW − ΔW'‖_F / ‖ΔW‖_F without forming either; infinite where the shapes of the weights differ.
 
-        Both are one product of stacked factors, [sB, −s'B'] [A; A'].
+        Both are one product of stacked factors, [sB, −s'B'] [A; A']. Of DoRA that of the magnitudes, where it is more.
         """
-        if self._same_bits(other):
-            return 0.0
+        apart = self._magnitudes_apart(other)
+        if apart == math.inf or self._same_bits(other):
+            return apart
         ours, theirs = self.product(), other.product()
         if ours.shape != theirs.shape:
             return math.inf
         distance, norm = Product.total([ours, theirs.scaled(-1.0)]).norm(), ours.norm()
-        return distance / norm if norm else (math.inf if distance else 0.0)
+        return max(apart, distance / norm if norm else (math.inf if distance else 0.0))
+
+    def _magnitudes_apart(self, other: Update) -> float:
+        one, two = self.magnitude, other.magnitude
+        if one is None or two is None or one.shape != two.shape:
+            return 0.0 if one is two else math.inf
+        return float((one.double() - two.double()).norm() / one.double().norm().clamp_min(1e-300))
 
     def _same_bits(self, other: Update) -> bool:
         pairs = ((self.a, other.a), (self.b, other.b))
@@ -103,6 +115,10 @@ class Update:
 
     def faults(self) -> list[str]:
         """What is wrong with the factors by themselves."""
+        return self.shape_faults() or self._value_faults()
+
+    def shape_faults(self) -> list[str]:
+        """What is wrong with the shapes of the factors, whatever is in them."""
         a, b = self.a, self.b
         shapes = f"{self.path!r}: its factors have shapes {tuple(a.shape)} and {tuple(b.shape)}"
         if a.dim() < 2 or b.dim() != a.dim() or not a.numel() or not b.numel():
@@ -111,11 +127,15 @@ class Update:
             return [f"{shapes}: rank {a.shape[0]} in one, {b.shape[1]} in the other"]
         if b[0, 0].numel() != 1:
             return [f"{shapes}: the second is not a convolution of size 1"]
-        if not all(tensor.is_floating_point() for tensor in (a, b)):
-            return [f"{self.path!r} holds {a.dtype} and {b.dtype}, expected floating-point numbers"]
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in (a, b)):
-            return [f"{self.path!r} holds values that are not finite"]
+        if self.magnitude is not None and self.magnitude.shape != b.shape[:1]:
+            return [f"{shapes}, and DoRA's magnitudes {tuple(self.magnitude.shape)}, expected {tuple(b.shape[:1])}"]
         return []
+
+    def _value_faults(self) -> list[str]:
+        tensors = [tensor for tensor in (self.a, self.b, self.magnitude, self.bias) if tensor is not None]
+        if not all(tensor.is_floating_point() for tensor in tensors):
+            return [f"{self.path!r} holds {self.a.dtype} and {self.b.dtype}, expected floating-point numbers"]
+        return [] if all(map(is_finite, tensors)) else [f"{self.path!r} holds values that are not finite"]
 
 
 def as_peft(updates: Iterable[Update], path: Path, metadata: Mapping[str, str]) -> AdapterFile:
@@ -137,10 +157,13 @@ def as_peft(updates: Iterable[Update], path: Path, metadata: Mapping[str, str]) 
 
 def _named(update: Update) -> dict[str, Tensor]:
     stem = f"{PREFIX}{update.path}"
-    if update.lookup:
-        return {f"{stem}.lora_embedding_A": update.a, f"{stem}.lora_embedding_B": update.b}
-    tensors = {f"{stem}.lora_A.weight": update.a, f"{stem}.lora_B.weight": update.b}
-    return tensors if update.bias is None else tensors | {f"{stem}.lora_B.bias": update.bias}
+    names = ("lora_embedding_A", "lora_embedding_B") if update.lookup else ("lora_A.weight", "lora_B.weight")
+    tensors = {f"{stem}.{name}": factor for name, factor in zip(names, (update.a, update.b), strict=True)}
+    if update.bias is not None:
+        tensors[f"{stem}.lora_B.bias"] = update.bias
+    if update.magnitude is not None:
+        tensors[f"{stem}.{MAGNITUDE}"] = magnitude_like(update)
+    return tensors
 
 
 def config_of(updates: Iterable[Update]) -> dict[str, Any]:
@@ -152,6 +175,7 @@ def config_of(updates: Iterable[Update]) -> dict[str, Any]:
     optional = {
         "alpha_pattern": {key: _plain(value) for key, value in by_value(alphas, alpha).items()},
         "lora_bias": any(update.bias is not None for update in listed),
+        "use_dora": all(update.magnitude is not None for update in listed),
         "rank_pattern": {key: int(value) for key, value in by_value(ranks, rank).items()},
     }
     return {key: value for key, value in optional.items() if value} | {
@@ -172,17 +196,22 @@ def _plain(number: float) -> float | int:
     return int(number) if float(number).is_integer() else number
 
 
-def updates_of(file: AdapterFile) -> tuple[Updates, list[str]]:
+def updates_of(file: AdapterFile, *, magnitudes: bool = False) -> tuple[Updates, list[str]]:
     """The updates of an adapter in PEFT's vocabulary by path, and the keys that are none (heads, biases …).
 
-    rsLoRA's alpha / √rank becomes an alpha of alpha · √rank, which gives the same scale everywhere.
+    rsLoRA's alpha / √rank becomes an alpha of alpha · √rank, which gives the same scale everywhere. An adapter of DoRA
+    is no sum of updates, so that FormatError is raised, unless the caller deals with `magnitudes`.
     """
+    if not magnitudes:
+        refuse_dora(file)
     found: dict[str, dict[str, str]] = {}
     rest: list[str] = []
     for key in file.tensors:
         match = _FACTOR.fullmatch(key.removeprefix(PREFIX)) if key.startswith(PREFIX) else None
         if match is None or "base_layer" in match["path"].split("."):
             rest.append(key)
+        elif match["magnitude"]:
+            found.setdefault(match["path"], {})["magnitude"] = key
         elif match["lookup"]:
             found.setdefault(match["path"], {})[f"lookup {match['lookup']}"] = key
         else:
@@ -191,24 +220,30 @@ def updates_of(file: AdapterFile) -> tuple[Updates, list[str]]:
         path: keys for path, keys in found.items() if {"A", "B"} <= set(keys) or {"lookup A", "lookup B"} <= set(keys)
     }
     rest += [key for path, keys in found.items() if path not in whole for key in keys.values()]
-    return Updates(file.tensors, file.peft, whole), rest
+    return Updates(file, whole), rest
 
 
 class Updates(Mapping[str, Update]):
     """The updates of an adapter by path, each made when it is asked for: a file that is read tensor by tensor need
     not be in memory as a whole."""
 
-    def __init__(
-        self, tensors: Mapping[str, Tensor], config: PeftConfig, keys: Mapping[str, Mapping[str, str]]
-    ) -> None:
-        self._tensors, self._config, self._keys = tensors, config, keys
+    def __init__(self, file: AdapterFile, keys: Mapping[str, Mapping[str, str]]) -> None:
+        self._tensors, self._config, self._file, self._keys = file.tensors, file.peft, file.path, keys
 
     def __getitem__(self, path: str) -> Update:
         keys = self._keys[path]
         lookup = "lookup A" in keys
         a, b = (self._tensors[keys[f"lookup {role}" if lookup else role]] for role in "AB")
         bias = self._tensors[keys["bias"]] if "bias" in keys else None
-        return Update(path, a, b, self._config.scale(path) * int(a.shape[0]), lookup, bias)
+        magnitude = self._tensors[keys["magnitude"]].flatten() if "magnitude" in keys else None
+        alpha = self._config.scale(path) * (int(a.shape[0]) if a.dim() else 0)
+        update = Update(path, a, b, alpha, lookup, bias, magnitude=magnitude)
+        if faults := update.shape_faults():
+            raise one_error(FormatError, str(self._file), faults)
+        return update
+
+    def __contains__(self, path: object) -> bool:  # the mapping's own way would read the factors
+        return path in self._keys
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._keys)
@@ -247,4 +282,24 @@ def in_dtype(update: Update, dtype: torch.dtype) -> Update:
         if tensor.numel() and float(tensor.abs().max()) > torch.finfo(dtype).max:
             raise FormatError(f"{update.path!r} holds values beyond the range of {_DTYPE_NAMES.get(dtype, dtype)}")
     bias = None if update.bias is None else update.bias.to(dtype)
-    return replace(update, a=update.a.to(dtype), b=update.b.to(dtype), bias=bias)
+    magnitude = None if update.magnitude is None else update.magnitude.to(dtype)
+    return replace(update, a=update.a.to(dtype), b=update.b.to(dtype), bias=bias, magnitude=magnitude)
+
+
+def magnitude_like(update: Update, *, kohya: bool = False) -> Tensor:
+    """DoRA's magnitudes in the shape that PEFT keeps them in, (out,) or of a convolution (1, out, 1…), or LyCORIS,
+    (out, 1…)."""
+    assert update.magnitude is not None
+    ones = (1,) * (update.b.dim() - 2)
+    if kohya:
+        return update.magnitude.reshape(-1, 1, *ones)
+    return update.magnitude.reshape(1, -1, *ones) if ones else update.magnitude
+
+
+def some_with_magnitudes(updates: Iterable[Update]) -> list[str]:
+    """The fault of updates of which some are DoRA and some are not, for a format that has one word for all."""
+    listed = list(updates)
+    without = [update.path for update in listed if update.magnitude is None]
+    if not without or len(without) == len(listed):
+        return []
+    return [f"{without[0]!r} is plain LoRA and other layers are DoRA, which this format has for all layers or for none"]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from loraloom.errors import ConfigError, FormatError, OutputError, suggest
+from loraloom.errors import ConfigError, FormatError, OutputError, one_error, suggest
 from loraloom.formats.anyfile import DIFFUSERS_NAME, locate_adapter
 from loraloom.formats.diffusers_write import diffusers_metadata, diffusers_tensors
 from loraloom.formats.draft import Draft
@@ -22,7 +22,7 @@ from loraloom.formats.loralib import HEADER as LORALIB
 from loraloom.formats.peft_file import CONFIG_NAME, WEIGHTS_NAME, AdapterFile
 from loraloom.formats.resolving import canonical, part_of
 from loraloom.formats.tensorfile import Buffer, tensor_pieces, write_together
-from loraloom.formats.updates import as_peft, in_dtype, updates_of
+from loraloom.formats.updates import as_peft, in_dtype, some_with_magnitudes, updates_of
 
 FORMATS = ("kohya", "diffusers", "peft", "loralib")
 """What can be written."""
@@ -117,7 +117,9 @@ def kept_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
 
 def _peft_files(file: AdapterFile, dtype: torch.dtype | None) -> Files:
     """PEFT's two files; of a pipeline a folder per part, since PEFT loads one model at a time."""
-    updates, rest = updates_of(file)
+    updates, rest = updates_of(file, magnitudes=True)
+    if faults := some_with_magnitudes(updates.values()):
+        raise one_error(FormatError, f"{file.path} cannot be held by a PEFT folder", faults)
     parts = {part_of(path) for path in updates}
     if rest or "" in parts or (file.path / CONFIG_NAME).is_file():
         tensors = {key: _cast(key, tensor, dtype) for key, tensor in file.tensors.items()}

@@ -11,6 +11,7 @@ from typing import Any
 import gradio as gr
 
 from loraloom.imaging.prompt import parse_prompt
+from loraloom.studio.composing import write_mix
 from loraloom.studio.desk import Desk
 from loraloom.studio.easel import Event, Failed, Painted, Progress
 from loraloom.studio.form import Form, new_seed
@@ -28,6 +29,7 @@ def connect(desk: Desk, tab: PaintTab) -> None:
     _connect_painting(desk, tab)
     _connect_words(desk, tab)
     _connect_recipes(desk, tab)
+    _connect_maker(desk, tab)
     _connect_shelf(desk, tab)
 
 
@@ -182,6 +184,16 @@ def taken_over(desk: Desk, tab: PaintTab, form: Form, states: dict[str, Any], no
     tell(notes, "Not all of it is here")
     fields = dict(zip(tab.fields, form.values, strict=True))
     return {**fields, tab.rack: states, tab.stage.status: status(f"settings taken over, seed {form.seed}")}
+
+
+def _connect_maker(desk: Desk, tab: PaintTab) -> None:
+    maker = tab.maker
+
+    @in_words
+    def write(said: Any, name: str | None, how: str, rank: float | None) -> str:
+        return status(write_mix(desk, said, name or "", how, rank))
+
+    maker.write.click(write, [tab.rack, maker.name, maker.how, maker.rank], maker.told, **UNLIMITED)
 
 
 def _connect_shelf(desk: Desk, tab: PaintTab) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from loraloom.studio.composing import METHODS
 from loraloom.studio.desk import Desk
 from loraloom.studio.form import MOST_BATCH, MOST_SIDE, MOST_STEPS, Form
 from loraloom.studio.ui import asset, status
@@ -58,6 +59,17 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Maker:
+    """Where the adapters that are on become one."""
+
+    name: Any
+    how: Any
+    rank: Any
+    write: Any
+    told: Any
+
+
+@dataclass(frozen=True)
 class PaintTab:
     """The whole tab."""
 
@@ -68,6 +80,7 @@ class PaintTab:
     rack: Any
     knobs: Knobs
     reader: Reader
+    maker: Maker
 
     @property
     def fields(self) -> list[Any]:
@@ -111,7 +124,8 @@ def lay_out(desk: Desk) -> PaintTab:
             )
             knobs = _knobs(desk, form)
             reader = _reader()
-    return PaintTab(words, stage, live, new_seed, rack, knobs, reader)
+            maker = _maker()
+    return PaintTab(words, stage, live, new_seed, rack, knobs, reader, maker)
 
 
 def _words(form: Form) -> Words:
@@ -189,3 +203,14 @@ def _reader() -> Reader:
             )
             read = gr.Button("Take over", size="sm", elem_id="ll-read", scale=0, min_width=96)
     return Reader(drop, text, read)
+
+
+def _maker() -> Maker:
+    with gr.Accordion("Make one adapter of those that are on", open=False):
+        name = gr.Textbox(label="Name of the new adapter", max_lines=1, elem_id="ll-mix-name")
+        with gr.Row():
+            how = gr.Radio(list(METHODS), value=next(iter(METHODS)), label="How", elem_id="ll-mix-how")
+            rank = gr.Number(16, label="Rank", precision=0, minimum=1, elem_id="ll-mix-rank", min_width=80)
+        write = gr.Button("Write it", size="sm", elem_id="ll-mix-write")
+        told = gr.HTML("", elem_id="ll-mix-told", apply_default_css=False)
+    return Maker(name, how, rank, write, told)

@@ -12,7 +12,16 @@ from __future__ import annotations
 
 from torch import nn
 
-from loraloom.adapters.layers.base import Adapted, Additive, Kind, Slot, adapted_class, slot_of
+from loraloom.adapters.layers.base import (
+    Adapted,
+    Additive,
+    Kind,
+    Slot,
+    adapted_class,
+    module_at,
+    parameter_at,
+    slot_of,
+)
 from loraloom.adapters.layers.conv import AdaptedConv
 from loraloom.adapters.layers.embedding import AdaptedEmbedding
 from loraloom.adapters.layers.linear import AdaptedLinear, AdaptedTransposedLinear, is_transposed_linear
@@ -59,6 +68,8 @@ __all__ = [
     "Slot",
     "adapted_class",
     "layer_kind",
+    "module_at",
+    "parameter_at",
     "parameter_kind",
     "slot_of",
 ]

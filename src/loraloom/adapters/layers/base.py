@@ -324,6 +324,20 @@ def _registered(module: nn.Module) -> list[str]:
     return [name for adapter in {**slot.sites, **slot.copies} for name in slot.names(adapter)]
 
 
+def module_at(model: nn.Module, path: str) -> nn.Module:
+    """The module at a path that is there; torch's `get_submodule` without its questions."""
+    module = model
+    for part in path.split(".") if path else ():
+        module = cast(nn.Module, module._modules[part])
+    return module
+
+
+def parameter_at(module: nn.Module, name: str) -> Tensor:
+    """The parameter under a name that is there, dotted or not."""
+    path, _, leaf = name.rpartition(".")
+    return cast(Tensor, module_at(module, path)._parameters[leaf])
+
+
 def slot_of(module: nn.Module) -> Slot | None:
     """The slot of an adapted layer, None for any other module."""
     return cast("Slot | None", module.__dict__.get(_SLOT))

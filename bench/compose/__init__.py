@@ -1,0 +1,1 @@
+"""Composition measured: `python -m bench.compose.NAME`."""
