@@ -67,6 +67,7 @@ FAMILIES: dict[str, Shapes] = {
     "plain": {
         "bert.encoder.layer.0.attention.self.query": (WIDTH, WIDTH),
         "bert.encoder.layer.1.output.dense": (WIDTH, 24),
+        "transformer.h.0.attn.c_attn": (24, WIDTH),  # GPT-2's trunk has the name of diffusers' denoiser
     },
 }
 """Family → layer → shape of its weight."""

@@ -14,6 +14,8 @@ from loraloom.formats.keys import KOHYA_PREFIXES, PARTS
 from loraloom.formats.transformer_names import split_name
 from loraloom.formats.unet_names import LAYERS, from_original
 
+_TRUNK = re.compile(r"transformer\.(?:h|wte|wpe|ln_f|layer|encoder|decoder|(?:word_)?embeddings?)(?:\.|$)")
+"""Language models (GPT-2, Falcon, BLOOM, XLNet, GLM) whose trunk has the name of diffusers' denoiser."""
 _FLAT_CLIP = re.compile(r"(text_encoder(?:_2)?)\.((?:encoder\.layers|embeddings|final_layer_norm)\b.*)")
 _CLIP = re.compile(r"(text_encoder(?:_2)?)\.text_model\.(.+)")
 
@@ -104,6 +106,10 @@ def blocks_per_level(paths: Iterable[str]) -> int:
 
 
 def part_of(path: str) -> str:
-    """The part of a pipeline to which a path belongs, "" where it names none."""
+    """The part of a pipeline to which a path belongs, "" where it names none.
+
+    >>> part_of("transformer.single_transformer_blocks.0.proj_mlp"), part_of("transformer.h.0.attn.c_attn")
+    ('transformer', '')
+    """
     first = path.partition(".")[0]
-    return first if first in PARTS else ""
+    return first if first in PARTS and not _TRUNK.match(path) else ""

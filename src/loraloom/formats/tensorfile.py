@@ -254,11 +254,17 @@ def tensor_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
         yield tensor_bytes(tensors[name])
 
 
-def header_bytes(outline: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], metadata: Mapping[str, str]) -> bytes:
-    """What a safetensors file begins with, from the dtypes and shapes alone; the tensors follow in order of names."""
-    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))}
+Outline = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Name → dtype and shape of every tensor of a file."""
+
+
+def header_bytes(outline: Outline, metadata: Mapping[str, str], order: Iterable[str] | None = None) -> bytes:
+    """What a safetensors file begins with, from the dtypes and shapes alone; the tensors follow in `order`, else by
+    name."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
-    for name, (dtype, shape) in sorted(outline.items()):
+    for name in sorted(outline) if order is None else order:
+        dtype, shape = outline[name]
         end = position + prod(shape) * dtype.itemsize
         header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [position, end]}
         position = end

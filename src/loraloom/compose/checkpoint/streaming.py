@@ -7,39 +7,21 @@ end has little left to wait for.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
-import torch
-
 from loraloom.errors import FormatError, OutputError
-from loraloom.formats.tensorfile import Buffer
+from loraloom.formats.tensorfile import Buffer, Outline
 
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 _ELSEWHERE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
 """What the system says where it cannot copy between two files by itself."""
 _MOST = 1 << 27
 _BLOCK = 1 << 22
 _FLUSH = 1 << 26
 """Bytes that are written before the disk is told to take them."""
-
-Outline = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
 @dataclass(frozen=True)
@@ -54,20 +36,6 @@ class Span:
 def in_file_order(outline: Outline) -> list[str]:
     """Names as they are to lie in a file: wide dtypes first, so that every tensor starts at a multiple of its width."""
     return sorted(outline, key=lambda name: (-outline[name][0].itemsize, name))
-
-
-def header_of(outline: Outline, metadata: Mapping[str, str]) -> bytes:
-    """What a safetensors file begins with; its tensors follow `in_file_order`."""
-    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
-    position = 0
-    for name in in_file_order(outline):
-        dtype, shape = outline[name]
-        end = position + prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def write_pieces(target: Path, pieces: Iterable[Buffer | Span]) -> None:

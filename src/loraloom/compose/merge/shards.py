@@ -17,13 +17,13 @@ from torch import Tensor
 
 from loraloom.compose.checkpoint import Part
 from loraloom.compose.checkpoint.dense import Dense
-from loraloom.compose.checkpoint.streaming import Outline, Span, copy_file, header_of, in_file_order, write_pieces
+from loraloom.compose.checkpoint.streaming import Span, copy_file, in_file_order, write_pieces
 from loraloom.compose.merge.changes import Change, ChangePlan
 from loraloom.compose.merge.probe import Probe, probe
 from loraloom.compose.merge.rows import HeldRows, Rounding, Rows, changed_blocks, matrix_shape, stored_rows
 from loraloom.errors import FormatError
 from loraloom.formats.stored import StoredTensors
-from loraloom.formats.tensorfile import Buffer, tensor_bytes
+from loraloom.formats.tensorfile import Buffer, Outline, header_bytes, tensor_bytes
 
 Place = Callable[[str], Path]
 
@@ -202,8 +202,9 @@ class ShardWriter:
 
     def _pieces(self, part: Part, file: Path, names: list[str]) -> Iterator[Buffer | Span]:
         outline: Outline = {name.removeprefix(part.prefix): self._outline(name) for name in names}
-        yield header_of(outline, part.tensors.headers[file].metadata)
-        for key in in_file_order(outline):
+        order = in_file_order(outline)
+        yield header_bytes(outline, part.tensors.headers[file].metadata, order)
+        for key in order:
             name = part.prefix + key
             place = self._tensors.place(name) if name in self._tensors else None
             if place is not None and self._stays(name):
