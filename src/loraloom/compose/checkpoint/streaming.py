@@ -1,6 +1,7 @@
 """Weight files written as they are made: tensors that stay as they are go from file to file in the kernel.
 
-Nothing larger than a block is held. What has been written is handed to the disk meanwhile, so that the flush at the
+Where every piece lies is known before any is made, so that as many are made at once as there are processors. Nothing
+larger than a block is held by each. What has been written is handed to the disk meanwhile, so that the flush at the
 end has little left to wait for.
 """
 
@@ -9,15 +10,21 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from loraloom.errors import FormatError, OutputError
 from loraloom.formats.tensorfile import Buffer, Outline
 
 _ELSEWHERE = (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EBADF)
 """What the system says where it cannot copy between two files by itself."""
+_MOST_WORKERS = 4
+"""More would wait for the disk."""
 _MOST = 1 << 27
 _BLOCK = 1 << 22
 _FLUSH = 1 << 26
@@ -33,18 +40,48 @@ class Span:
     end: int
 
 
+@dataclass(frozen=True)
+class Made:
+    """Bytes that are made when their turn has come, block by block."""
+
+    size: int
+    blocks: Callable[[], Iterable[Buffer]]
+
+
+Piece = Buffer | Span | Made
+
+
 def in_file_order(outline: Outline) -> list[str]:
     """Names as they are to lie in a file: wide dtypes first, so that every tensor starts at a multiple of its width."""
     return sorted(outline, key=lambda name: (-outline[name][0].itemsize, name))
 
 
-def write_pieces(target: Path, pieces: Iterable[Buffer | Span]) -> None:
-    """Write a file piece by piece and wait until the disk has it. Raises OutputError where it cannot be written."""
+@contextmanager
+def side_by_side() -> Iterator[ThreadPoolExecutor]:
+    """As many workers as processors, each of which computes alone: torch's own threads would only get in their way.
+
+    Where one fails, those that have not begun are not begun.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    pool = ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_WORKERS), "loraloom")
     try:
-        with target.open("wb", buffering=0) as file, _Flusher(file.fileno()) as flusher:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(before)
+
+
+def write_pieces(target: Path, pieces: Iterable[Piece]) -> None:
+    """Write a file of pieces and wait until the disk has it. Raises OutputError where it cannot be written."""
+    try:
+        with target.open("wb", buffering=0) as file, side_by_side() as pool, _Flusher(file.fileno()) as flusher:
+            position, tasks = 0, []
             for piece in _joined(pieces):
-                size = _take(file.fileno(), piece) if isinstance(piece, Span) else _write(file.fileno(), piece)
-                flusher.wrote(size)
+                tasks.append(pool.submit(_put, file.fileno(), position, piece, flusher))
+                position += _size(piece)
+            for task in tasks:
+                task.result()
             os.fsync(file.fileno())
     except OutputError:
         raise
@@ -52,12 +89,30 @@ def write_pieces(target: Path, pieces: Iterable[Buffer | Span]) -> None:
         raise OutputError(f"cannot write {target.name}: {error.strerror or error}") from None
 
 
+def _size(piece: Piece) -> int:
+    if isinstance(piece, Span):
+        return piece.end - piece.begin
+    return piece.size if isinstance(piece, Made) else len(memoryview(piece).cast("B"))
+
+
+def _put(handle: int, position: int, piece: Piece, flusher: _Flusher) -> None:
+    """Write one piece at its place in the file."""
+    if isinstance(piece, Span):
+        _take(handle, position, piece)
+        flusher.wrote(_size(piece))
+        return
+    for block in piece.blocks() if isinstance(piece, Made) else [piece]:
+        size = _write(handle, position, block)
+        position += size
+        flusher.wrote(size)
+
+
 def copy_file(source: Path, target: Path) -> None:
     """Copy a file as it is, flushed to the disk."""
     write_pieces(target, [Span(source, 0, source.stat().st_size)])
 
 
-def _joined(pieces: Iterable[Buffer | Span]) -> Iterable[Buffer | Span]:
+def _joined(pieces: Iterable[Piece]) -> Iterable[Piece]:
     """Neighbouring spans of one file as one."""
     held: Span | None = None
     for piece in pieces:
@@ -73,43 +128,41 @@ def _joined(pieces: Iterable[Buffer | Span]) -> Iterable[Buffer | Span]:
         yield held
 
 
-def _write(handle: int, data: Buffer) -> int:
+def _write(handle: int, position: int, data: Buffer) -> int:
     view, done = memoryview(data).cast("B"), 0
     while done < len(view):
-        done += os.write(handle, view[done : done + _MOST])
+        done += os.pwrite(handle, view[done : done + _MOST], position + done)
     return done
 
 
-def _take(handle: int, span: Span) -> int:
-    """Append a span of another file; by the system where it can, else by reading."""
+def _take(handle: int, position: int, span: Span) -> None:
+    """Put a span of another file at a position; by the system where it can, else by reading."""
     with span.file.open("rb", buffering=0) as source:
-        position = span.begin
-        while position < span.end:
-            moved = _move(source.fileno(), handle, position, min(_MOST, span.end - position))
+        begin = span.begin
+        while begin < span.end:
+            moved = _move(source.fileno(), begin, handle, position, min(_MOST, span.end - begin))
             if moved == 0:
                 raise FormatError(f"{span.file} has become shorter while it was read")
-            position += moved
-    return span.end - span.begin
+            begin, position = begin + moved, position + moved
 
 
-def _move(source: int, target: int, position: int, count: int) -> int:
+def _move(source: int, begin: int, target: int, position: int, count: int) -> int:
     copy = getattr(os, "copy_file_range", None)  # Linux has it
     if copy is not None:
         try:
-            moved: int = copy(source, target, count, position)
+            moved: int = copy(source, target, count, begin, position)
             return moved
         except OSError as error:
             if error.errno not in _ELSEWHERE:
                 raise
-    os.lseek(source, position, os.SEEK_SET)
-    return _write(target, os.read(source, min(count, _BLOCK)))
+    return _write(target, position, os.pread(source, min(count, _BLOCK), begin))
 
 
 class _Flusher:
     """Hands what has been written to the disk in a thread of its own, while more is made."""
 
     def __init__(self, handle: int) -> None:
-        self._handle, self._since = handle, 0
+        self._handle, self._since, self._lock = handle, 0, threading.Lock()
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> _Flusher:
@@ -120,12 +173,13 @@ class _Flusher:
             self._thread.join()
 
     def wrote(self, count: int) -> None:
-        self._since += count
-        if self._since < _FLUSH or (self._thread is not None and self._thread.is_alive()):
-            return
-        self._since = 0
-        self._thread = threading.Thread(target=self._flush, daemon=True)
-        self._thread.start()
+        with self._lock:
+            self._since += count
+            if self._since < _FLUSH or (self._thread is not None and self._thread.is_alive()):
+                return
+            self._since = 0
+            self._thread = threading.Thread(target=self._flush, daemon=True)
+            self._thread.start()
 
     def _flush(self) -> None:
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,8 +115,17 @@ def blocks_of(rows: int, columns: int) -> Iterator[tuple[int, int]]:
         yield first, min(first + step, rows)
 
 
+Watch = Callable[[Tensor, int, int], None]
+"""Is shown the base's rows as they pass, (n, columns), with the first one's number and that after the last's."""
+
+
 def changed_blocks(
-    source: Rows, patches: Sequence[Patch], dense: Tensor | None, dtype: torch.dtype, rounding: Rounding
+    source: Rows,
+    patches: Sequence[Patch],
+    dense: Tensor | None,
+    dtype: torch.dtype,
+    rounding: Rounding,
+    watch: Watch | None = None,
 ) -> Iterator[Tensor]:
     """The blocks of W + ΔW in `dtype`, each good until the next is asked for; counts into `rounding`."""
     work = torch.promote_types(source.dtype, torch.float32)
@@ -129,6 +138,8 @@ def changed_blocks(
     for first, last in blocks_of(source.rows, source.columns):
         n = last - first
         base[:n].copy_(source.read(first, last))
+        if watch is not None:
+            watch(base[:n], first, last)
         changed = _update(update[:n], joined, whole, first, last)
         torch.add(base[:n], update[:n], out=total[:n]) if changed else total[:n].copy_(base[:n])
         if written is not total:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -17,10 +18,18 @@ from torch import Tensor
 
 from loraloom.compose.checkpoint import Part
 from loraloom.compose.checkpoint.dense import Dense
-from loraloom.compose.checkpoint.streaming import Span, copy_file, in_file_order, write_pieces
+from loraloom.compose.checkpoint.streaming import (
+    Made,
+    Piece,
+    Span,
+    copy_file,
+    in_file_order,
+    side_by_side,
+    write_pieces,
+)
 from loraloom.compose.merge.changes import Change, ChangePlan
-from loraloom.compose.merge.probe import Probe, probe
-from loraloom.compose.merge.rows import HeldRows, Rounding, Rows, changed_blocks, matrix_shape, stored_rows
+from loraloom.compose.merge.probe import Answers, Probe, may_note, probe
+from loraloom.compose.merge.rows import HeldRows, Rounding, Rows, Watch, changed_blocks, matrix_shape, stored_rows
 from loraloom.errors import FormatError
 from loraloom.formats.stored import StoredTensors
 from loraloom.formats.tensorfile import Buffer, Outline, header_bytes, tensor_bytes
@@ -86,7 +95,8 @@ class ShardWriter:
         self._tensors = dense.tensors
         self.files = {file: (part, self._names(part, file)) for part in dense.checkpoint.parts for file in part.files}
         self.written = {name: self._entry(name, change) for name, change in plan.changes.items()}
-        self._converted = Rounding()
+        self._converted: dict[str, Rounding] = {}
+        self._answers: dict[str, Answers] = {}
 
     # -- what is to be written ----------------------------------------------------------------------
 
@@ -158,7 +168,10 @@ class ShardWriter:
     @property
     def conversion(self) -> Rounding:
         """Of the tensors that no adapter changes, where they are written in another dtype."""
-        return self._converted
+        total = Rounding()
+        for one in self._converted.values():
+            total.add(one)
+        return total
 
     @property
     def dtype_name(self) -> str | None:
@@ -200,7 +213,7 @@ class ShardWriter:
             return ""
         return file.name if root.is_file() else file.relative_to(root).as_posix()
 
-    def _pieces(self, part: Part, file: Path, names: list[str]) -> Iterator[Buffer | Span]:
+    def _pieces(self, part: Part, file: Path, names: list[str]) -> Iterator[Piece]:
         outline: Outline = {name.removeprefix(part.prefix): self._outline(name) for name in names}
         order = in_file_order(outline)
         yield header_bytes(outline, part.tensors.headers[file].metadata, order)
@@ -210,12 +223,13 @@ class ShardWriter:
             if place is not None and self._stays(name):
                 yield Span(*place)
             else:
-                yield from self._changed(name)
+                dtype, shape = outline[key]
+                yield Made(prod(shape) * dtype.itemsize, partial(self._changed, name))
 
     def _changed(self, name: str) -> Iterator[Buffer]:
         change = self._plan.changes.get(name) or Change(name)
         dtype = self._outline(name)[0]
-        rounding = self.written[name].rounding if name in self.written else self._converted
+        rounding = self.written[name].rounding if name in self.written else self._converted.setdefault(name, Rounding())
         if change.value is not None:
             value = self._value(name, change.value, dtype)
             yield tensor_bytes(value)
@@ -227,10 +241,18 @@ class ShardWriter:
         dense = None if change.dense is None else change.dense()
         with ExitStack() as stack:
             source = self._rows(stack, change)
-            for block in changed_blocks(source, change.patches, dense, dtype, rounding):
+            watch = self._watch(name, source, dtype)
+            for block in changed_blocks(source, change.patches, dense, dtype, rounding, watch):
                 yield tensor_bytes(block)
         if not rounding.error < torch.inf:
             raise FormatError(f"tensor {name!r} would hold values that {str(dtype)[6:]} has no number for")
+
+    def _watch(self, name: str, source: Rows, dtype: torch.dtype) -> Watch | None:
+        """Notes what the base answers to the probe, where the rows that pass tell it finely enough."""
+        if name not in self.written or not may_note(source.dtype, dtype):
+            return None
+        self._answers[name] = Answers(name, source.rows, source.columns)
+        return self._answers[name].note
 
     def _value(self, name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
         """What takes a tensor's place, in the dtype that is written."""
@@ -258,13 +280,20 @@ class ShardWriter:
 
     def check(self, place: Place) -> None:
         """Read every changed tensor from what was written, and hold it against base and adapters."""
-        for file, (part, names) in self.files.items():
-            stored = StoredTensors(place(self.name_of(file)))
-            for name in names:
-                if name in self.written:
-                    self._check(self.written[name], self._plan.changes[name], stored, name.removeprefix(part.prefix))
+        with side_by_side() as pool:
+            tasks = []
+            for file, (part, names) in self.files.items():
+                stored = StoredTensors(place(self.name_of(file)))
+                tasks += [
+                    pool.submit(self._check, self.written[name], stored, name.removeprefix(part.prefix))
+                    for name in names
+                    if name in self.written
+                ]
+            for task in tasks:
+                task.result()
 
-    def _check(self, entry: Written, change: Change, stored: StoredTensors, key: str) -> None:
+    def _check(self, entry: Written, stored: StoredTensors, key: str) -> None:
+        change, answers = self._plan.changes[entry.name], self._answers.get(entry.name)
         if change.value is not None:
             entry.same = torch.equal(stored[key], change.value.to(entry.dtype))
             return
@@ -275,4 +304,4 @@ class ShardWriter:
             written = stack.enter_context(stored_rows(place, stored.dtype(key), (source.rows, source.columns)))
             dense = None if change.dense is None else change.dense()
             size = (entry.rounding.weight + entry.rounding.update) ** 0.5
-            entry.probe = probe(entry.name, source, written, size, change.patches, dense)
+            entry.probe = probe(entry.name, source, written, size, change.patches, dense, answers)
