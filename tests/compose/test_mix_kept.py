@@ -179,6 +179,8 @@ def test_bases_that_differ(heads: list[Path], tmp_path: Path) -> None:
     save_file(load_file(sd1), sdxl, {"ss_base_model_version": "sdxl_base_v1-0"})
     with pytest.raises(FormatError, match="'sd1' is for sd1, 'sdxl' is for sdxl: adapters of different bases"):
         mix(job([sd1, sdxl], tmp_path / "out"))
+    with pytest.raises(FormatError, match="'plain' is for a model of another kind, 'sd1' is for a pipeline"):
+        mix(job([plain, sd1], tmp_path / "out"))
     wide = tmp_path / "wide"
     changed(wide, plain)
     tensors = load_file(plain / "adapter_model.safetensors")
@@ -227,7 +229,7 @@ def test_dora_is_refused_by_name_but_for_itself(tmp_path: Path) -> None:
 def test_adapters_that_share_no_layer_are_told(tmp_path: Path) -> None:
     one, two = adapter(tmp_path / "one", 1, targets=["linear"]), adapter(tmp_path / "two", 2, targets=["conv1"])
     plan = plan_mix(job([one, two], tmp_path / "out"))
-    assert plan.notes == ("'one', 'two' shares no layer with the others: is it for the same base?",)
+    assert plan.notes == ("'one', 'two' share no layer with the others: are they for the same base?",)
 
 
 # -- sources ------------------------------------------------------------------------------------------

@@ -134,7 +134,9 @@ def _row(one: Written) -> list[str]:
 
 
 def _share(share: float) -> str:
-    return f"{100 * share:.2g} %" if share >= 1e-4 else f"{share:.1e}"
+    if share < 1e-4:
+        return f"{share:.1e}"
+    return f"{100 * share:.0f} %" if share >= 0.0995 else f"{100 * share:.2g} %"
 
 
 def _dtype(one: Written) -> str:

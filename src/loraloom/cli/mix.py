@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from loraloom.compose.sources import Source
 
 _TABLE = 8
+_NOTHING = 1e-6
+"""An error that is the rounding of float32, of which no layer is worth a line."""
 _NOTES = 5
 
 
@@ -129,7 +131,7 @@ def _show(report: MixReport) -> None:
         for one in report.sources
     ]
     output.show_table(("adapter", "weight", "layers", "rank", "‖w ΔW‖", "share"), rows)
-    worst = report.worst(_TABLE) if report.error else []
+    worst = report.worst(_TABLE) if report.error > _NOTHING else []
     cut = report.plan.method.how in MIXTURES
     columns = ["layers furthest from the exact sum", "rank", "‖exact‖", "‖result‖", "error"]
     names = [one.ingredient.name for one in report.sources]

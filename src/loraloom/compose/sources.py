@@ -243,6 +243,16 @@ def _record(path: Path) -> dict[str, Any] | None:
 def _check_bases(sources: Sequence[Source]) -> None:
     _agree(sources, lambda source: source.fingerprint, "was trained over a base of sha256 {:.12}…")
     _agree(sources, lambda source: source.facts.kind, "is for {}")
+    _agree(sources, _scope, "is for {}")
+
+
+def _scope(source: Source) -> str | None:
+    """Whether an adapter is for a pipeline that makes pictures; None where its names are those of CLIP alone, which is
+    a model of its own and a pipeline's part."""
+    paths = list(source.updates)
+    if any(part_of(path) or _UNET.match(path) or _TRANSFORMER.match(path) for path in paths):
+        return "a pipeline that makes pictures"
+    return None if any(path.startswith("text_model.") for path in paths) else "a model of another kind"
 
 
 def _agree(sources: Sequence[Source], told: Callable[[Source], str | None], words: str) -> None:

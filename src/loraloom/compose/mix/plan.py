@@ -353,7 +353,10 @@ def _notes(job: MixJob, method: Method, acting: Sequence[Ingredient], idle: Sequ
         notes.append(f"the files name different bases ({', '.join(sorted(bases))}): the mix holds only if they are one")
     lonely = [one.name for one in acting if not _meets(one, acting)]
     if lonely and len(acting) > 1:
-        notes.append(f"{', '.join(map(repr, lonely))} shares no layer with the others: is it for the same base?")
+        share = (
+            "share no layer with the others: are they" if len(lonely) > 1 else "shares no layer with the others: is it"
+        )
+        notes.append(f"{', '.join(map(repr, lonely))} {share} for the same base?")
     return notes
 
 

@@ -146,7 +146,8 @@ class MixReport:
         if self.plan.untouched is not None and not self.error:
             return f"{self.sources[0].ingredient.name!r} as it is, the same to the bit: {layers} in {dtype}"
         if self.plan.method.how == "exact":
-            rest = f"exact but for the rounding to {dtype}, {self.error:.1e} of the sum"
+            rounded = f"exact but for the rounding to {dtype}, {self.error:.1e} of the sum"
+            rest = rounded if self.error else f"exact, in {dtype}"
             return f"{layers} at {_ranks(self.sites)}, {rest}" + (
                 "" if self.error < 1e-5 else ": --dtype fp32 has less"
             )
