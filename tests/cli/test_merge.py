@@ -55,6 +55,7 @@ def test_a_style_into_the_shipped_base(call: Call, tmp_path: Path) -> None:
     """The merged pipeline loads, and its U-Net computes what the base's does with the style attached."""
     made = call("merge", "scenes", "pencil:0.8", "--out", tmp_path / "out")
     assert made.status == 0, made.err
+    assert "run whole (CLIPTextModel, UNet2DConditionModel)" in made.out
     attached, merged = load_diffusion("scenes"), load_diffusion(str(tmp_path / "out"))
     adapters = load_any(attached.parts, AdapterShelf().find("pencil"), name="pencil")
     adapters.activate({"pencil": 0.8})

@@ -209,3 +209,19 @@ def test_jobs_that_mean_nothing(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             MergeJob(**{"base": "b", "adapters": (adapter,), "out": tmp_path, **settings})
+
+
+@pytest.mark.parametrize("case", ["stored transposed", "all linear", "rsLoRA with patterns", "encoder and decoder"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_weights_are_those_of_pefts_own_merge(case: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    name, config = CASES[case]
+    base = save_model(name, tmp_path / "base", dtype=dtype)
+    adapted = save_adapter(load(AUTO[name], base), tmp_path / "adapter", **config)
+    job(base, tmp_path / "adapter", tmp_path / "out")
+    theirs = adapted.merge_and_unload().state_dict()
+    ours = load(AUTO[name], tmp_path / "out").state_dict()
+    assert ours.keys() == theirs.keys()
+    unit = torch.finfo(dtype).eps
+    for key, tensor in theirs.items():
+        # PEFT adds in the weight's dtype where ours adds in float32: one rounding of it apart at most
+        assert torch.allclose(ours[key].float(), tensor.float(), rtol=2 * unit, atol=unit), key

@@ -142,7 +142,8 @@ def _load(part: Part, name: str | None, folder: Path, settings: Path | None) -> 
         return _evaluating(loaded)
     own = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     config = own if settings is None else transformers.AutoConfig.from_pretrained(settings, local_files_only=True)
-    config.tie_word_embeddings = own.tie_word_embeddings  # what the base shares, the merged one may not
+    if hasattr(own, "tie_word_embeddings"):  # what the base shares, the merged one may not
+        config.tie_word_embeddings = own.tie_word_embeddings
     made: Any = getattr(transformers, str(name))
     model = made.from_pretrained(
         folder, config=config, dtype=torch.float32, local_files_only=True, ignore_mismatched_sizes=True
