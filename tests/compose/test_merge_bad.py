@@ -143,7 +143,7 @@ def test_a_folder_is_no_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
         merge(job(*pair, tmp_path / "out.safetensors"))
 
 
-def _no_space(handle: int, position: int, data: Any) -> int:
+def _no_space(file: Any, position: int, data: Any) -> int:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from loraloom.errors import FormatError
 from loraloom.formats.resolving import canonical
 from loraloom.formats.updates import Update
 
@@ -102,3 +104,13 @@ def _check(path: str, read: Update | None, written: Update | None) -> SiteCheck:
         rank = 0 if written is None else written.rank
         return SiteCheck(path, rank, norm, float("inf") if norm else 0.0, known.error)
     return SiteCheck(path, written.rank, read.norm(), read.difference(written), read.error)
+
+
+def check_whole(meant: Mapping[str, Tensor], found: Mapping[str, Tensor], keys: Iterable[str], limit: float) -> None:
+    """Raise FormatError unless tensors that are carried over whole came back, to the rounding of the dtype."""
+    for key in sorted(keys):
+        one, two = meant.get(key), found.get(key)
+        if one is None or two is None or one.shape != two.shape:
+            raise FormatError(f"tensor {key!r} did not come back from the written file")
+        if float((one.double() - two.double()).norm()) > limit * float(one.double().norm()):
+            raise FormatError(f"tensor {key!r} came back changed by more than {limit:g} of its size")

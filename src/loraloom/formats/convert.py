@@ -6,9 +6,8 @@ import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraloom.errors import FormatError
 from loraloom.formats.anyfile import read_any
-from loraloom.formats.certificate import Certificate, compare_updates, limit_of
+from loraloom.formats.certificate import Certificate, check_whole, compare_updates, limit_of
 from loraloom.formats.draft import Draft
 from loraloom.formats.facts import AdapterFacts, describe_adapter
 from loraloom.formats.peft_file import AdapterFile
@@ -70,18 +69,8 @@ def _compare(source: Path, target: Target, file: AdapterFile, written: Path, fac
     ours, rest = updates_of(file, magnitudes=True)
     theirs, rest_again = updates_of(again, magnitudes=True)
     limit = limit_of(target.torch_dtype)
-    _check_whole(file, rest, again, rest_again, limit)
+    check_whole(file.tensors, again.tensors, {*rest, *rest_again}, limit)
     read = {path: replace(update, error=file.errors.get(path, 0.0)) for path, update in ours.items()}
     sites = compare_updates(read, theirs)
     dtype = target.dtype or "as it is"
     return Certificate(source, target.path, facts.format, target.to, target.kind, dtype, limit, sites, len(rest))
-
-
-def _check_whole(file: AdapterFile, rest: list[str], again: AdapterFile, found: list[str], limit: float) -> None:
-    """Tensors that are carried over whole come back, to the rounding of the dtype."""
-    for key in sorted({*rest, *found}):
-        one, two = file.tensors.get(key), again.tensors.get(key)
-        if one is None or two is None or one.shape != two.shape:
-            raise FormatError(f"tensor {key!r} did not come back from the written file")
-        if float((one.double() - two.double()).norm()) > limit * float(one.double().norm()):
-            raise FormatError(f"tensor {key!r} came back changed by more than {limit:g} of its size")

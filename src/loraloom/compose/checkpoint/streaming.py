@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -78,7 +79,7 @@ def write_pieces(target: Path, pieces: Iterable[Piece]) -> None:
         with target.open("wb", buffering=0) as file, side_by_side() as pool, _Flusher(file.fileno()) as flusher:
             position, tasks = 0, []
             for piece in _joined(pieces):
-                tasks.append(pool.submit(_put, file.fileno(), position, piece, flusher))
+                tasks.append(pool.submit(_put, target, position, piece, flusher))
                 position += _size(piece)
             for task in tasks:
                 task.result()
@@ -95,16 +96,17 @@ def _size(piece: Piece) -> int:
     return piece.size if isinstance(piece, Made) else len(memoryview(piece).cast("B"))
 
 
-def _put(handle: int, position: int, piece: Piece, flusher: _Flusher) -> None:
-    """Write one piece at its place in the file."""
-    if isinstance(piece, Span):
-        _take(handle, position, piece)
-        flusher.wrote(_size(piece))
-        return
-    for block in piece.blocks() if isinstance(piece, Made) else [piece]:
-        size = _write(handle, position, block)
-        position += size
-        flusher.wrote(size)
+def _put(target: Path, position: int, piece: Piece, flusher: _Flusher) -> None:
+    """Write one piece at its place in the file, by a handle of its own."""
+    with target.open("r+b", buffering=0) as file:
+        if isinstance(piece, Span):
+            _take(file, position, piece)
+            flusher.wrote(_size(piece))
+            return
+        for block in piece.blocks() if isinstance(piece, Made) else [piece]:
+            size = _write(file, position, block)
+            position += size
+            flusher.wrote(size)
 
 
 def copy_file(source: Path, target: Path) -> None:
@@ -128,34 +130,36 @@ def _joined(pieces: Iterable[Piece]) -> Iterable[Piece]:
         yield held
 
 
-def _write(handle: int, position: int, data: Buffer) -> int:
+def _write(file: FileIO, position: int, data: Buffer) -> int:
     view, done = memoryview(data).cast("B"), 0
+    file.seek(position)
     while done < len(view):
-        done += os.pwrite(handle, view[done : done + _MOST], position + done)
+        done += file.write(view[done : done + _MOST])
     return done
 
 
-def _take(handle: int, position: int, span: Span) -> None:
+def _take(file: FileIO, position: int, span: Span) -> None:
     """Put a span of another file at a position; by the system where it can, else by reading."""
     with span.file.open("rb", buffering=0) as source:
         begin = span.begin
         while begin < span.end:
-            moved = _move(source.fileno(), begin, handle, position, min(_MOST, span.end - begin))
+            moved = _move(source, begin, file, position, min(_MOST, span.end - begin))
             if moved == 0:
                 raise FormatError(f"{span.file} has become shorter while it was read")
             begin, position = begin + moved, position + moved
 
 
-def _move(source: int, begin: int, target: int, position: int, count: int) -> int:
+def _move(source: FileIO, begin: int, file: FileIO, position: int, count: int) -> int:
     copy = getattr(os, "copy_file_range", None)  # Linux has it
     if copy is not None:
         try:
-            moved: int = copy(source, target, count, begin, position)
+            moved: int = copy(source.fileno(), file.fileno(), count, begin, position)
             return moved
         except OSError as error:
             if error.errno not in _ELSEWHERE:
                 raise
-    return _write(target, position, os.pread(source, min(count, _BLOCK), begin))
+    source.seek(begin)
+    return _write(file, position, source.read(min(count, _BLOCK)))
 
 
 class _Flusher:

@@ -7,10 +7,10 @@ to the dtype that is written, and compared with what it was before the rounding;
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import torch
@@ -54,9 +54,9 @@ class Rounding:
 class StoredRows:
     """The rows of a tensor in a file, read into one buffer again and again: a block is gone with the next."""
 
-    def __init__(self, handle: int, begin: int, dtype: torch.dtype, rows: int, columns: int, file: Path) -> None:
+    def __init__(self, file: FileIO, begin: int, dtype: torch.dtype, rows: int, columns: int) -> None:
         self.dtype, self.rows, self.columns = dtype, rows, columns
-        self._handle, self._begin, self._file = handle, begin, file
+        self._file, self._begin = file, begin
         self._buffer = torch.empty(min(rows, block_rows(columns)) * columns * dtype.itemsize, dtype=torch.uint8)
 
     def read(self, first: int, last: int) -> Tensor:
@@ -64,10 +64,11 @@ class StoredRows:
         width = self.columns * self.dtype.itemsize
         size = (last - first) * width
         view, done = self._buffer.numpy().data, 0
+        self._file.seek(self._begin + first * width)
         while done < size:
-            count = os.preadv(self._handle, [view[done:size]], self._begin + first * width + done)
+            count = self._file.readinto(view[done:size])
             if not count:
-                raise FormatError(f"{self._file} has become shorter while it was read")
+                raise FormatError(f"{self._file.name} has become shorter while it was read")
             done += count
         return self._buffer[:size].view(self.dtype).view(last - first, self.columns)
 
@@ -93,7 +94,7 @@ def stored_rows(place: tuple[Path, int, int], dtype: torch.dtype, matrix: tuple[
     """The rows of the tensor at a place of a file; `matrix` is (rows, columns)."""
     file, begin, _ = place
     with file.open("rb", buffering=0) as opened:
-        yield StoredRows(opened.fileno(), begin, dtype, *matrix, file)
+        yield StoredRows(opened, begin, dtype, *matrix)
 
 
 def matrix_shape(shape: tuple[int, ...], patches: Sequence[Patch] = ()) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from loraloom.compose.resize.ranks import SHARES, Choice, Preview, SiteRanks, ov
 from loraloom.compose.sources import Sites, Source, open_adapters
 from loraloom.errors import ConfigError, FormatError
 from loraloom.formats.anyfile import read_any
-from loraloom.formats.certificate import compare_updates, limit_of
+from loraloom.formats.certificate import check_whole, compare_updates, limit_of
 from loraloom.formats.draft import Draft
 from loraloom.formats.peft_file import CONFIG_NAME, AdapterFile
 from loraloom.formats.resolving import canonical
@@ -249,12 +249,7 @@ def _check(meant: AdapterFile, again: AdapterFile, target: Target) -> None:
             f"{target.path} was not written: {worst.path!r} came back changed by {worst.difference:.1e} of its size "
             f"(limit {limit:.1e}); write fp32 or bf16 instead"
         )
-    for key in sorted({*one.rest, *two.rest}):
-        ours, theirs = meant.tensors.get(key), again.tensors.get(key)
-        if ours is None or theirs is None or ours.shape != theirs.shape:
-            raise FormatError(f"tensor {key!r} did not come back from the written file")
-        if float((ours.double() - theirs.double()).norm()) > limit * float(ours.double().norm()):
-            raise FormatError(f"tensor {key!r} came back changed by more than {limit:g} of its size")
+    check_whole(meant.tensors, again.tensors, {*one.rest, *two.rest}, limit)
 
 
 def _measured(source: Source, back: Sites, sites: tuple[SiteRanks, ...]) -> tuple[SiteRanks, ...]:
