@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+from tests.formats.files import sd1_file
 from tests.studio.fakes import FakeEntry, FakePainter
 
 from loraloom.errors import ConfigError, OutputError
@@ -107,3 +109,25 @@ def test_what_cannot_be_written(desk: Desk, tmp_path: Path, said: object, name: 
 def test_an_adapter_is_not_written_over(desk: Desk) -> None:
     with pytest.raises(OutputError, match="there already"):
         write_mix(desk, on(pencil=0.5), "neon", EXACT, None)
+
+
+@pytest.mark.parametrize(("unet", "te"), [(1.0, 0.5), (0.0, 0.5)])
+def test_the_text_encoder_has_a_weight_of_its_own(desk: Desk, tmp_path: Path, unet: float, te: float) -> None:
+    folder = tmp_path / "adapters"
+    sd1_file(folder / "both.safetensors")
+    desk.look_again()
+    split = {"on": True, "split": True, "unet": unet, "te": te}
+    write_mix(desk, {"both": split}, "halves", EXACT, None)
+    source, made = (updates_of(read_any(folder / f"{name}.safetensors"))[0] for name in ("both", "halves"))
+    for path, update in source.items():
+        wanted = (te if path.startswith("text_encoder") else unet) * update.delta()
+        found = made[path].delta() if path in made else torch.zeros_like(wanted)
+        assert float((found - wanted).norm()) <= 1e-6 * float(update.norm()), path
+    assert {path.partition(".")[0] for path in source} == {"unet", "text_encoder"}
+
+
+def test_a_split_weight_of_an_adapter_without_a_text_encoder(desk: Desk, tmp_path: Path) -> None:
+    write_mix(desk, {"pencil": {"on": True, "split": True, "unet": 0.5, "te": 1.0}}, "half", EXACT, None)
+    folder = tmp_path / "adapters"
+    whole, half = (updates_of(read_any(folder / f"{name}.safetensors"))[0] for name in ("pencil", "half"))
+    assert all(half[path].norm() == pytest.approx(0.5 * whole[path].norm(), rel=2e-3) for path in whole)

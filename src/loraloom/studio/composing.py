@@ -97,11 +97,12 @@ def _weighted(desk: Desk, use: Use) -> Weighted:
     """A use of the rack as a mix takes it: one weight, and factors for what has another."""
     if use.steps:
         raise ConfigError(f"the weight of '{use.name}' follows a schedule over the steps, which no file can hold")
-    path, blocks = desk.adapter(use.name).path, dict(use.blocks)
-    if use.te == use.unet:
+    entry, blocks = desk.adapter(use.name), dict(use.blocks)
+    path, parts = entry.path, entry.facts.parts
+    if use.te == use.unet or not any(part.startswith("text_encoder") for part in parts):
         return Weighted(path, use.unet, blocks)
     if use.unet:
         texts = {name: factor for name, factor in blocks.items() if name.startswith("te")} or {"te": 1.0}
         return Weighted(path, use.unet, blocks | {name: f * use.te / use.unet for name, f in texts.items()})
-    parts = [part for part in desk.adapter(use.name).facts.parts if not part.startswith("text_encoder")]
-    return Weighted(path, use.te, blocks | {f"{part}.*": 0.0 for part in parts})
+    others = [part for part in parts if not part.startswith("text_encoder")]
+    return Weighted(path, use.te, blocks | {f"{part}.*": 0.0 for part in others})
