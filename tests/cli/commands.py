@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from transformers import BertConfig, BertModel, BertTokenizer
+
+from loraloom.cli.main import main
 
 GOOD = ("lovely", "great", "warm", "kind", "superb")
 BAD = ("awful", "dreadful", "cold", "rude", "broken")
@@ -47,6 +50,17 @@ def write_csv(path: Path, rows: list[tuple[str, str]], *, header: str = "text,la
     lines = [header, *(f"{text}{delimiter}{label}" for text, label in rows)]
     path.write_text("\n".join(lines) + "\n", "utf-8")
     return path
+
+
+def caller(capsys: pytest.CaptureFixture[str]) -> Call:
+    """Runs `loraloom WORDS…` in this process."""
+
+    def run(*words: object) -> Outcome:
+        status = main([str(word) for word in words])
+        out, err = capsys.readouterr()
+        return Outcome(status, out, err)
+
+    return run
 
 
 def make_tiny_base(folder: Path, *, seed: int) -> Path:

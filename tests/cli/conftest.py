@@ -5,21 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.cli.commands import Call, Outcome, make_tiny_base, sentences, write_csv
+from tests.cli.commands import Call, caller, make_tiny_base, sentences, write_csv
 
 from loraloom.cli.main import main
 
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run `loraloom WORDS…` in this process."""
-
-    def run(*words: object) -> Outcome:
-        status = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return Outcome(status, out, err)
-
-    return run
+    return caller(capsys)
 
 
 @pytest.fixture

@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.cli.commands import Call, Outcome
+from tests.cli.commands import Call, caller
 from tests.formats.files import ATTENTION, CLIP, pair, random, write
 from torch import Tensor
 
-from loraloom.cli.main import main
 from loraloom.errors import FormatError
 from loraloom.formats import describe_adapter, read_any
 from loraloom.formats.peft_file import read_folder
@@ -38,14 +37,7 @@ FORMATS: dict[str, tuple[str, dict[str, Tensor]]] = {
 
 @pytest.fixture
 def call(capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run `loraloom WORDS…` in this process."""
-
-    def run(*words: object) -> Outcome:
-        status = main([str(word) for word in words])
-        out, err = capsys.readouterr()
-        return Outcome(status, out, err)
-
-    return run
+    return caller(capsys)
 
 
 def made(form: str, folder: Path, tensors: dict[str, Tensor] | None = None) -> Path:

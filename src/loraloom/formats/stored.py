@@ -52,6 +52,12 @@ class StoredTensors(Mapping[str, Tensor]):
         """Of a tensor, which is not read."""
         return self.headers[self.files[name]].shapes[name]
 
+    def place(self, name: str) -> tuple[Path, int, int]:
+        """The file that holds a tensor, its first byte there, and the one after its last."""
+        file = self.files[name]
+        begin, end = self.headers[file].places[name]
+        return file, begin, end
+
     def dtype(self, name: str) -> torch.dtype:
         """Of a tensor, which is not read."""
         return self.headers[self.files[name]].dtypes[name]

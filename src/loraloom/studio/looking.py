@@ -48,17 +48,7 @@ def layers_of(path: Path) -> tuple[str, list[SiteReport]]:
 
 
 def _report(update: Update) -> SiteReport:
-    spectrum = Spectrum(tuple(update.product().singular_values().tolist()))
-    return SiteReport(
-        path=update.path,
-        relative_change=0.0,
-        change=spectrum.norm,
-        rank=update.rank,
-        effective_rank=spectrum.effective_rank,
-        rank_90=spectrum.rank_for(0.90),
-        rank_99=spectrum.rank_for(0.99),
-        singular_values=spectrum.values,
-    )
+    return SiteReport.of(update.path, update.rank, Spectrum(tuple(update.product().singular_values().tolist())))
 
 
 def layer_rows(sites: Sequence[SiteReport]) -> tuple[list[str], list[list[str]]]:

@@ -47,6 +47,20 @@ class SiteReport:
     singular_values: tuple[float, ...] = ()
     """Of ΔW, largest first."""
 
+    @classmethod
+    def of(cls, path: str, rank: int, spectrum: Spectrum, relative_change: float = 0.0) -> SiteReport:
+        """What the spectrum of a low-rank ΔW tells; the relative change is 0 where the base is not at hand."""
+        return cls(
+            path=path,
+            relative_change=relative_change,
+            change=spectrum.norm,
+            rank=rank,
+            effective_rank=spectrum.effective_rank,
+            rank_90=spectrum.rank_for(0.90),
+            rank_99=spectrum.rank_for(0.99),
+            singular_values=spectrum.values,
+        )
+
 
 @dataclass(frozen=True)
 class Inspection:
@@ -92,18 +106,8 @@ def _adapter_sites(opened: Opened) -> tuple[SiteReport, ...]:
     for site in adapters.plan(ADAPTER).sites:
         spectrum = Spectrum(tuple(site_values(adapters, ADAPTER, site, tensors)))
         weight = base_norm(opened.base.model, site.module, site.parameter)
-        reports.append(
-            SiteReport(
-                path=site.path,
-                relative_change=spectrum.norm / weight if weight else float(spectrum.norm > 0),
-                change=spectrum.norm,
-                rank=site.rank,
-                effective_rank=spectrum.effective_rank,
-                rank_90=spectrum.rank_for(0.90),
-                rank_99=spectrum.rank_for(0.99),
-                singular_values=spectrum.values,
-            )
-        )
+        relative = spectrum.norm / weight if weight else float(spectrum.norm > 0)
+        reports.append(SiteReport.of(site.path, site.rank, spectrum, relative))
     return tuple(reports)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraloom.compose.checkpoint.opened import Checkpoint, Part
+from loraloom.compose.checkpoint.opened import Checkpoint, CheckpointTensors, Part
 from loraloom.errors import BaseModelError, MissingExtraError
 from loraloom.formats.stored import StoredTensors
 
@@ -74,45 +74,7 @@ class DenseTensors(Mapping[str, Tensor]):
 
     def place(self, name: str) -> tuple[Path, int, int] | None:
         """Where a tensor lies; None for one that must be written out."""
-        if name in self.packed:
-            return None
-        file = self.stored.files[name]
-        return file, *self.stored.headers[file].places[name]
-
-
-class AllTensors(Mapping[str, Tensor]):
-    """The tensors of all parts by name, with the part in front."""
-
-    def __init__(self, parts: Mapping[str, DenseTensors]) -> None:
-        self._owners = {prefix + key: (own, key) for prefix, own in parts.items() for key in own}
-
-    def __getitem__(self, name: str) -> Tensor:
-        own, key = self._owners[name]
-        return own[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._owners)
-
-    def __len__(self) -> int:
-        return len(self._owners)
-
-    def __contains__(self, name: object) -> bool:  # the mapping's own way would read the tensor
-        return name in self._owners
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Of a tensor, which is not read."""
-        own, key = self._owners[name]
-        return own.shape(key)
-
-    def dtype(self, name: str) -> torch.dtype:
-        """Of a tensor, which is not read."""
-        own, key = self._owners[name]
-        return own.dtype(key)
-
-    def place(self, name: str) -> tuple[Path, int, int] | None:
-        """Where a tensor lies; None for one that must be written out."""
-        own, key = self._owners[name]
-        return own.place(key)
+        return None if name in self.packed else self.stored.place(name)
 
 
 @dataclass(frozen=True)
@@ -125,9 +87,9 @@ class Dense:
     notes: tuple[str, ...] = ()
 
     @cached_property
-    def tensors(self) -> AllTensors:
+    def tensors(self) -> CheckpointTensors:
         """Of all parts, with the part in front."""
-        return AllTensors({part.prefix: self.parts[part.name] for part in self.checkpoint.parts})
+        return CheckpointTensors({part.prefix: self.parts[part.name] for part in self.checkpoint.parts})
 
     @property
     def written_out(self) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +21,12 @@ from loraloom.compose.checkpoint.layout import Skeleton, class_skeleton, key_ske
 from loraloom.errors import BaseModelError, FormatError, one_error, suggest
 from loraloom.formats.stored import StoredTensors
 from loraloom.tasks.diffusion.places import INDEX as PIPELINE_INDEX
-from loraloom.tasks.diffusion.places import find_base, shipped_bases
+from loraloom.tasks.diffusion.places import PICKLE_SUFFIXES, find_base, shipped_bases
 from loraloom.tasks.models.bases import resolve_base, weight_files
 
 CONFIG = "config.json"
 _SUFFIX = ".safetensors"
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl", ".pickle")
+_PICKLES = (*PICKLE_SUFFIXES, ".pkl", ".pickle")
 _ORIGINAL = ("model.diffusion_model.", "first_stage_model.", "cond_stage_model.", "conditioner.embedders.")
 _WEIGHTS = ("diffusion_pytorch_model", "model")
 
@@ -56,15 +56,32 @@ class Part:
         return f"{self.name}." if self.name else ""
 
 
-class CheckpointTensors(Mapping[str, Tensor]):
-    """The tensors of all parts by name ("unet.conv_in.weight"), each read anew when it is asked for."""
+class PartTensors(Protocol):
+    """The tensors of one part by name, each read or made when it is asked for."""
 
-    def __init__(self, parts: Iterable[Part]) -> None:
-        self._owners = {f"{part.prefix}{key}": (part.tensors, key) for part in parts for key in part.tensors}
+    def __getitem__(self, name: str, /) -> Tensor: ...
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def shape(self, name: str, /) -> tuple[int, ...]:
+        """Of a tensor, which is not read."""
+
+    def dtype(self, name: str, /) -> torch.dtype:
+        """Of a tensor, which is not read."""
+
+    def place(self, name: str, /) -> tuple[Path, int, int] | None:
+        """The file that holds a tensor, its first byte there, and the one after its last; None for one that is made."""
+
+
+class CheckpointTensors(Mapping[str, Tensor]):
+    """The tensors of all parts by name, with the part's prefix in front ("unet.conv_in.weight")."""
+
+    def __init__(self, parts: Mapping[str, PartTensors]) -> None:
+        self._owners = {prefix + key: (own, key) for prefix, own in parts.items() for key in own}
 
     def __getitem__(self, name: str) -> Tensor:
-        tensors, key = self._owners[name]
-        return tensors[key]
+        own, key = self._owners[name]
+        return own[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._owners)
@@ -77,19 +94,18 @@ class CheckpointTensors(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a tensor, which is not read."""
-        tensors, key = self._owners[name]
-        return tensors.shape(key)
+        own, key = self._owners[name]
+        return own.shape(key)
 
     def dtype(self, name: str) -> torch.dtype:
         """Of a tensor, which is not read."""
-        tensors, key = self._owners[name]
-        return tensors.dtype(key)
+        own, key = self._owners[name]
+        return own.dtype(key)
 
-    def place(self, name: str) -> tuple[Path, int, int]:
-        """The file that holds a tensor, its first byte there, and the one after its last."""
-        tensors, key = self._owners[name]
-        file = tensors.files[key]
-        return file, *tensors.headers[file].places[key]
+    def place(self, name: str) -> tuple[Path, int, int] | None:
+        """Where a tensor lies, as `PartTensors.place` tells it."""
+        own, key = self._owners[name]
+        return own.place(key)
 
 
 @dataclass(frozen=True)
@@ -122,7 +138,7 @@ class Checkpoint:
     @cached_property
     def tensors(self) -> CheckpointTensors:
         """By name; of a pipeline with the part in front."""
-        return CheckpointTensors(self.parts)
+        return CheckpointTensors({part.prefix: part.tensors for part in self.parts})
 
     @cached_property
     def shards(self) -> dict[Path, list[str]]:

@@ -84,7 +84,8 @@ def _check_finite(pairing: Pairing, pair: Pair, norm: float) -> None:
         return
     for checkpoint, key in ((pairing.tuned, pair.tuned), (pairing.base, pair.base)):
         if not bool(torch.isfinite(checkpoint.tensors[key]).all()):
-            file = checkpoint.tensors.place(key)[0]
+            place = checkpoint.tensors.place(key)
+            file = checkpoint.path if place is None else place[0]
             raise FormatError(f"{file}: tensor {pair.path!r} holds values that are not finite")
 
 

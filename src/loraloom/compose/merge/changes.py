@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from loraloom.adapters.layers import KINDS
 from loraloom.adapters.layers.conv import groups_of
 from loraloom.adapters.site import Site
-from loraloom.compose.checkpoint.dense import AllTensors
 from loraloom.compose.checkpoint.layout import Skeleton
+from loraloom.compose.checkpoint.opened import CheckpointTensors
 from loraloom.compose.weights import Weighted
 from loraloom.errors import ConfigError, FormatError, one_error
 from loraloom.formats.anyfile import read_any
@@ -68,7 +68,7 @@ class Fitted:
     notes: tuple[str, ...] = ()
 
 
-def fit_adapter(skeleton: Skeleton, weighted: Weighted, name: str, tensors: AllTensors) -> Fitted:
+def fit_adapter(skeleton: Skeleton, weighted: Weighted, name: str, tensors: CheckpointTensors) -> Fitted:
     """Hold an adapter against a checkpoint. Raises FormatError that names everything which does not fit."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
@@ -85,7 +85,7 @@ def fit_adapter(skeleton: Skeleton, weighted: Weighted, name: str, tensors: AllT
 class _values:
     """Give the skeleton the real values of what an adapter holds whole: heads and biases are compared with them."""
 
-    def __init__(self, skeleton: Skeleton, file: AdapterFile, tensors: AllTensors) -> None:
+    def __init__(self, skeleton: Skeleton, file: AdapterFile, tensors: CheckpointTensors) -> None:
         model = skeleton.model
         wanted: list[tuple[nn.Module, str, str]] = []
         for key in file.tensors:
@@ -121,7 +121,7 @@ class ChangePlan:
     """
 
     def __init__(
-        self, skeleton: Skeleton, tensors: AllTensors, adapters: Sequence[Fitted], head: str | None = None
+        self, skeleton: Skeleton, tensors: CheckpointTensors, adapters: Sequence[Fitted], head: str | None = None
     ) -> None:
         self.skeleton, self._tensors = skeleton, tensors
         self.changes: dict[str, Change] = {}
