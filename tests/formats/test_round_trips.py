@@ -232,3 +232,12 @@ def test_dora_has_no_word_in_loralib(tmp_path: Path) -> None:
     source = written(updates("plain", dora=True), tmp_path, "peft", "plain")
     with pytest.raises(FormatError, match="is DoRA, for which loralib has no layer"):
         convert(Conversion(source, tmp_path / "x.safetensors", "loralib"))
+
+
+def test_a_language_models_trunk_is_no_part_of_a_pipeline(tmp_path: Path) -> None:
+    """GPT-2's is called transformer, as diffusers' denoiser is: its adapter is one folder, not one per part."""
+    made = [Update("transformer.h.0.attn.c_attn", random(2, 8), random(24, 2), 2.0)]
+    write_adapter(as_peft(made, tmp_path / "made", {}), Target(tmp_path / "gpt2.safetensors", "loralib"))
+    assert convert(Conversion(tmp_path / "gpt2.safetensors", tmp_path / "out", "peft")).holds
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names == ["adapter_config.json", "adapter_model.safetensors"]

@@ -111,7 +111,7 @@ def test_an_adapter_is_not_written_over(desk: Desk) -> None:
         write_mix(desk, on(pencil=0.5), "neon", EXACT, None)
 
 
-@pytest.mark.parametrize(("unet", "te"), [(1.0, 0.5), (0.0, 0.5)])
+@pytest.mark.parametrize(("unet", "te"), [(2.0, 0.5), (0.0, 0.5)])
 def test_the_text_encoder_has_a_weight_of_its_own(desk: Desk, tmp_path: Path, unet: float, te: float) -> None:
     folder = tmp_path / "adapters"
     sd1_file(folder / "both.safetensors")
